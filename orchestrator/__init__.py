@@ -1,0 +1,1 @@
+"""Serverless for self-hosted language models."""

@@ -1,0 +1,99 @@
+"""The errors we raise, in one small tree, and their OpenAI-shaped form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class OrchestratorError(Exception):
+    """Base of all errors that are ours."""
+
+
+class ConfigError(OrchestratorError):
+    """The configuration can't be used; the message names the key and the remedy. Exit code 2."""
+
+
+class RuntimeUnavailable(OrchestratorError):
+    """The runtime did not answer: what it holds is unknown, not gone."""
+
+
+class LaunchFailed(OrchestratorError):
+    """The engine was not started; the message is one sentence."""
+
+
+class NotFound(OrchestratorError):
+    """No such thing."""
+
+
+class PreflightFailed(OrchestratorError):
+    """A look before the start saw that it would fail; the message is one sentence."""
+
+
+class WeightsError(OrchestratorError):
+    """A pull failed; the message is one sentence that says what to do."""
+
+    permanent = False
+
+
+class WeightsGated(WeightsError):
+    """The hub wants a token that has accepted the model's terms."""
+
+    permanent = True
+
+
+class WeightsMissing(WeightsError):
+    """The hub has no such model, revision, or usable weights in it."""
+
+    permanent = True
+
+
+class WeightsTooLarge(WeightsError):
+    """The disk has no room for it."""
+
+    permanent = True
+
+
+class WeightsUnreachable(WeightsError):
+    """The hub did not answer, or the download broke off too often."""
+
+
+class ApiError(OrchestratorError):
+    """An answer to a client. Shape: https://platform.openai.com/docs/guides/error-codes."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        kind: str | None = None,
+        headers: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.kind = kind or error_type(status)
+        self.headers = headers or {}
+        self.extra = extra or {}
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body: ``{"error": {message, type, param, code}}`` and whatever `extra` adds beside it."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error, **self.extra}
+
+
+def error_type(status: int) -> str:
+    """OpenAI's `type` for an HTTP status."""
+    if status == 401:
+        return "authentication_error"
+    if status == 403:
+        return "permission_error"
+    if status == 429:
+        return "rate_limit_error"
+    if status == 503:
+        return "service_unavailable"
+    return "invalid_request_error" if status < 500 else "server_error"

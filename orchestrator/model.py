@@ -1,0 +1,317 @@
+"""The values everything else speaks in. Frozen, standard library only, no behaviour beyond themselves.
+
+Times named ``*_at`` are seconds of one monotonic clock (`ports.Clock.monotonic`), so a step of the wall
+clock moves nothing. Durations are seconds and end in ``_s``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where a replica, or the model as its users see it, is in its life."""
+
+    COLD = "cold"
+    PULLING = "pulling"
+    QUEUED = "queued"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    SLEEPING = "sleeping"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    REALTIME = "realtime"
+    BATCH = "batch"
+    UPLOAD = "upload"
+    EVAL = "eval"
+    MONITOR = "monitor"
+    ADMIN = "admin"
+
+
+class EngineKind(StrEnum):
+    """How a deployment's engine is started and read."""
+
+    VLLM = "vllm"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deployment:
+    """A model and its settings: what the operator wants."""
+
+    name: str
+    engine: EngineKind
+    source: str
+    """A hub id, or the absolute path of a local folder; empty when the engine brings its own weights."""
+    revision: str | None = None
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    command: tuple[str, ...] = ()
+    health_path: str = "/health"
+    gpus: int | None = 0
+    """How many GPUs a replica leases; None: as many as it needs."""
+    priority: int = 0
+    idle_timeout_s: float = 300.0
+    start_timeout_s: float = 900.0
+    drain_timeout_s: float = 30.0
+    min_replicas: int = 0
+    max_replicas: int = 1
+
+    @property
+    def spec(self) -> str:
+        """Hash of what a replica is started with. A replica with another hash is replaced, not adopted."""
+        launch = (self.name, self.engine, self.source, self.revision, self.args, self.env, self.command)
+        text = json.dumps([*launch, self.health_path, self.gpus])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One GPU (or MIG slice) as the runtime reports it."""
+
+    uuid: str
+    memory_bytes: int
+    free_bytes: int
+    healthy: bool = True
+
+
+class InstanceState(StrEnum):
+    """What a runtime says about an engine; readiness is not among them, it is probed by us."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instance:
+    """One engine as a runtime lists it."""
+
+    id: str
+    """The replica's id: what `launch` was called with."""
+    model: str
+    spec: str
+    state: InstanceState
+    endpoint: str | None = None
+    """``http://host:port`` of the engine; None while the runtime does not know it."""
+    gpus: tuple[str, ...] = ()
+    exit_code: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchSpec:
+    """All a runtime needs to start one replica. `id` is the idempotency key."""
+
+    id: str
+    model: str
+    spec: str
+    argv: tuple[str, ...]
+    """May hold ``{host}`` and ``{port}``, which the runtime fills in."""
+    env: tuple[tuple[str, str], ...] = ()
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What an engine's log says about its start so far."""
+
+    phase: Phase = Phase.STARTING
+    fraction: float | None = None
+    """0 … 1 within the phase, where the log tells."""
+    note: str = ""
+
+
+class WeightsState(StrEnum):
+    """What is on the disk of a deployment's weights."""
+
+    ABSENT = "absent"
+    PULLING = "pulling"
+    PRESENT = "present"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """The weights of one deployment, as the weights store sees them now."""
+
+    state: WeightsState
+    path: str | None = None
+    """The local folder; set when PRESENT."""
+    done_bytes: int = 0
+    total_bytes: int | None = None
+    bytes_per_s: float | None = None
+    """Rate over the last seconds of a running pull."""
+    error: str = ""
+    permanent: bool = False
+    """True where trying again can't help before somebody acts: gated, missing, does not fit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """What users want of one model, read from the activator's ledger."""
+
+    asked_at: float | None = None
+    """When a request (or `start`) last asked for it."""
+    held: int = 0
+    in_flight: int = 0
+    stop_at: float | None = None
+    """When `stop` was last called: replicas older than this leave, and nothing starts until asked again."""
+    pull_at: float | None = None
+    """When `pull` was last called."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """The requests of one replica."""
+
+    in_flight: int = 0
+    last_byte_at: float | None = None
+    """When the last answer ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replica:
+    """One engine as we follow it. `fleet.advance` makes each next one from the last and a sighting."""
+
+    id: str
+    model: str
+    spec: str
+    phase: Phase
+    created_at: float
+    phase_at: float
+    """When `phase` began."""
+    seen: bool = False
+    """Whether the runtime has listed it yet."""
+    endpoint: str | None = None
+    gpus: tuple[str, ...] = ()
+    ready_at: float | None = None
+    idle_at: float | None = None
+    """Since when nobody has used it; None while requests are in flight."""
+    progress: Progress = field(default_factory=Progress)
+    timings: tuple[tuple[Phase, float], ...] = ()
+    """Seconds spent in each phase already left."""
+    sick_probes: int = 0
+    error: str = ""
+    adopted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backoff:
+    """The failures in a row of one model."""
+
+    failures: int = 0
+    failed_at: float = 0.0
+    retry_at: float = 0.0
+    error: str = ""
+    permanent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sighting:
+    """One look at the world. Whatever could not be seen is absent, which never means gone."""
+
+    instances: tuple[Instance, ...] | None = None
+    """None: the runtime did not answer; nothing may be removed or started on the strength of it."""
+    healthy: Mapping[str, bool] = field(default_factory=dict)
+    """Replica id to what its health probe said; absent: not probed this time."""
+    progress: Mapping[str, Progress] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Replica id to the one-sentence cause that its log gives; filled for exited instances."""
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    demand: Mapping[str, Demand] = field(default_factory=dict)
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """All we know, after the last sighting. The reconcile loop owns the only current one."""
+
+    replicas: Mapping[str, Replica] = field(default_factory=dict)
+    backoff: Mapping[str, Backoff] = field(default_factory=dict)
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    weights_at: Mapping[str, float] = field(default_factory=dict)
+    """Since when each model's weights are in the state they are in."""
+    demand: Mapping[str, Demand] = field(default_factory=dict)
+    known: bool = False
+    """Whether the runtime answered in the last sighting."""
+
+    def of(self, model: str) -> tuple[Replica, ...]:
+        """The replicas of one model, oldest first."""
+        found = (r for r in self.replicas.values() if r.model == model)
+        return tuple(sorted(found, key=lambda r: (r.created_at, r.id)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pull:
+    """Fetch a model's weights."""
+
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """Start one replica on the GPUs named."""
+
+    model: str
+    replica: str
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drain:
+    """Send a replica no more requests; let it finish what it has."""
+
+    model: str
+    replica: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resume:
+    """Take a draining replica back into use."""
+
+    model: str
+    replica: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """End a replica and forget it. Harmless when it is gone already."""
+
+    model: str
+    replica: str
+    reason: str
+
+
+Action = Pull | Launch | Drain | Resume | Stop
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartRecord:
+    """One cold start, as history keeps it."""
+
+    model: str
+    replica: str
+    spec: str
+    engine: str
+    started_at_unix: float
+    """Wall clock, for people; never used in a calculation."""
+    seconds: Mapping[Phase, float]
+    """Seconds in each phase: pulling, queued, starting, loading."""
+    outcome: str
+    """``ready`` or ``failed``."""
+    error: str = ""
+    pulled_bytes: int = 0
+    weights_bytes: int = 0

@@ -1,0 +1,103 @@
+"""The seams: what the core asks of a runtime, a weights store, an engine adapter and the history."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from orchestrator.model import Deployment, Gpu, Instance, LaunchSpec, Progress, StartRecord, Weights
+
+
+class Clock(Protocol):
+    """Time, passed in so that tests own it."""
+
+    def monotonic(self) -> float:
+        """Seconds; never goes back; its zero means nothing."""
+
+    def unix(self) -> float:
+        """Seconds since 1970; may step; for people and records only."""
+
+
+class Runtime(Protocol):
+    """Starts, lists and stops engines. The truth about what runs lives there, not in our memory.
+
+    Every method may raise `errors.RuntimeUnavailable`: "I can't tell", which is never "it is gone".
+    """
+
+    async def launch(self, spec: LaunchSpec) -> None:
+        """Start `spec.id`. Idempotent: launching an id that exists does nothing.
+
+        Returns once the engine's process or container exists, long before it is ready. Raises
+        `errors.LaunchFailed` when it does not exist and will not; any other error leaves that open, and
+        `list` tells.
+        """
+
+    async def list(self) -> tuple[Instance, ...]:
+        """Every instance of this orchestrator, exited ones too until `stop` clears them."""
+
+    async def stop(self, replica: str, *, grace_s: float) -> None:
+        """End the instance and all it started, politely for `grace_s`, then by force; clear its traces.
+
+        Blocks until nothing is left. Idempotent; an unknown id is fine.
+        """
+
+    def logs(self, replica: str, *, tail_bytes: int, follow: bool = False) -> AsyncIterator[bytes]:
+        """The last `tail_bytes` of the engine's output, then, with `follow`, what comes until it ends.
+
+        Raises `errors.NotFound` for an id that has no log.
+        """
+
+    async def log_tail(self, replica: str, *, tail_bytes: int) -> str:
+        """The end of the engine's output as text, undecodable bytes replaced; empty when there is none."""
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs that replicas may lease; empty on a machine without."""
+
+    def watch(self) -> AsyncIterator[None]:
+        """Hints that something changed; the listener lists again. May be lossy, may end."""
+
+
+class WeightsStore(Protocol):
+    """Keeps model weights on disk. One pull per source, however many ask."""
+
+    def look(self, deployment: Deployment) -> Weights:
+        """What is there now. Cheap (no network, bounded disk look-ups); called at every tick."""
+
+    async def pull(self, deployment: Deployment) -> None:
+        """Fetch what is missing; returns when present. Progress shows in `look`.
+
+        A failure is recorded for `look` (state FAILED with its sentence) and raised as
+        `errors.WeightsError`. A second call while one runs waits for that one.
+        """
+
+
+class Engine(Protocol):
+    """Knows one kind of engine: how to start it and how to read it. Pure but for `preflight`."""
+
+    def argv(self, deployment: Deployment, weights_path: str | None) -> tuple[str, ...]:
+        """The command line; `{host}` and `{port}` are left for the runtime to fill in."""
+
+    def env(self, deployment: Deployment) -> Mapping[str, str]:
+        """Environment variables the engine needs beyond the inherited ones."""
+
+    def health_path(self, deployment: Deployment) -> str:
+        """The path whose 200 means: send requests."""
+
+    def preflight(self, deployment: Deployment, weights_path: str | None) -> None:
+        """See in milliseconds what would fail after a minute. Raises `errors.PreflightFailed`."""
+
+    def progress(self, log_tail: str) -> Progress:
+        """How far a start has come, from the end of the engine's log."""
+
+    def failure(self, log_tail: str, exit_code: int | None) -> str:
+        """Why the engine ended, in one sentence, from its own last error line."""
+
+
+class History(Protocol):
+    """Remembers cold starts."""
+
+    def record(self, start: StartRecord) -> None:
+        """Keep it. Returns at once; the write happens on the store's own thread."""
+
+    async def starts(self, *, model: str | None = None, limit: int = 100) -> tuple[StartRecord, ...]:
+        """The newest first. Waits for writes that were asked for before it."""
