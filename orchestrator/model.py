@@ -200,9 +200,9 @@ class Replica:
     idle_at: float | None = None
     """Since when nobody has used it; None while requests are in flight."""
     progress: Progress = field(default_factory=Progress)
-    timings: tuple[tuple[Phase, float], ...] = ()
-    """Seconds spent in each phase already left."""
     sick_probes: int = 0
+    leaving: str = ""
+    """Why it drains."""
     error: str = ""
     adopted: bool = False
 
@@ -219,6 +219,18 @@ class Backoff:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Track:
+    """The phase of a model as its users see it, and the cold start that it is part of."""
+
+    phase: Phase = Phase.COLD
+    phase_at: float = 0.0
+    start_at: float | None = None
+    """When the running (or just ended) start began; None: none since the model was last cold."""
+    seconds: tuple[tuple[Phase, float], ...] = ()
+    """Seconds in each phase of this start already left, in order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sighting:
     """One look at the world. Whatever could not be seen is absent, which never means gone."""
 
@@ -232,6 +244,7 @@ class Sighting:
     weights: Mapping[str, Weights] = field(default_factory=dict)
     demand: Mapping[str, Demand] = field(default_factory=dict)
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    gpus: tuple[Gpu, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,6 +257,14 @@ class Fleet:
     weights_at: Mapping[str, float] = field(default_factory=dict)
     """Since when each model's weights are in the state they are in."""
     demand: Mapping[str, Demand] = field(default_factory=dict)
+    served_at: Mapping[str, float] = field(default_factory=dict)
+    """When each model was last seen ready: older demand has been met."""
+    tracks: Mapping[str, Track] = field(default_factory=dict)
+    gpus: tuple[Gpu, ...] = ()
+    serial: int = 0
+    """How many replicas have been launched; with `boot` it names the next."""
+    boot: str = "boot"
+    """Random for each run of the orchestrator, so that names never repeat."""
     known: bool = False
     """Whether the runtime answered in the last sighting."""
 
@@ -279,14 +300,6 @@ class Drain:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Resume:
-    """Take a draining replica back into use."""
-
-    model: str
-    replica: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Stop:
     """End a replica and forget it. Harmless when it is gone already."""
 
@@ -295,7 +308,7 @@ class Stop:
     reason: str
 
 
-Action = Pull | Launch | Drain | Resume | Stop
+Action = Pull | Launch | Drain | Stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,255 @@
+"""How what we know follows from what we see: pure steps from one `Fleet` to the next.
+
+`advance` folds a sighting in; `launched`, `drained`, `failed` and `forgiven` fold in what we did ourselves;
+`track` derives the phase that users see. `decide` then looks at the result.
+
+A replica's phase, by what is seen of it (rows in order; first match wins):
+
+    runtime silent            any          as it was
+    not listed, never seen    any          as it was for LAUNCH_GRACE_S, then forgotten
+    not listed                any          forgotten; a failure unless it was leaving or failed already
+    exited                    any          failed, unless it was leaving
+    listed                    leaving      as it was
+    listed, healthy           start, load  ready
+    listed                    start, load  failed after start_timeout_s; else what its log says
+    listed, sick              ready        failed at the SICK_PROBES_MAX-th unhealthy probe in a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from orchestrator.decide import wanted
+from orchestrator.model import (
+    Backoff,
+    Deployment,
+    Fleet,
+    Instance,
+    InstanceState,
+    Launch,
+    Phase,
+    Progress,
+    Replica,
+    Sighting,
+    Track,
+    Traffic,
+    WeightsState,
+)
+
+LAUNCH_GRACE_S = 60.0
+SICK_PROBES_MAX = 3
+STABLE_S = 60.0
+"""A replica that has served this long has shown that it can: its model's failures are forgotten."""
+BACKOFF_BASE_S = 2.0
+BACKOFF_MAX_S = 300.0
+
+STARTS = frozenset({Phase.PULLING, Phase.QUEUED, Phase.STARTING, Phase.LOADING})
+LEAVES = frozenset({Phase.DRAINING, Phase.FAILED})
+
+
+def advance(fleet: Fleet, deployments: Mapping[str, Deployment], seen: Sighting, now: float) -> Fleet:
+    """Fold one sighting into what we know."""
+    fleet = _with_surroundings(fleet, seen, now)
+    if seen.instances is None:
+        return replace(fleet, known=False, replicas=_with_traffic(fleet.replicas, seen, now))
+    listed = {instance.id: instance for instance in seen.instances}
+    replicas: dict[str, Replica] = {}
+    failures: list[Replica] = []
+    for old in fleet.replicas.values():
+        new = _next(old, listed.get(old.id), deployments.get(old.model), seen, now)
+        if new is not None and (new.seen or now - new.created_at < LAUNCH_GRACE_S):
+            replicas[new.id] = new
+        if new is not None and new.phase is Phase.FAILED and old.phase is not Phase.FAILED:
+            failures.append(new)
+            if new.id not in listed:
+                del replicas[new.id]
+    for instance in listed.values():
+        if instance.id not in fleet.replicas:
+            replicas[instance.id] = _adopted(instance, seen, now)
+    known = replace(fleet, known=True, replicas=_with_traffic(replicas, seen, now))
+    for replica in failures:
+        known = failed(known, replica.model, replica.error, now)
+    return _settled(known, now)
+
+
+def launched(fleet: Fleet, launch: Launch, deployment: Deployment, now: float) -> Fleet:
+    """A launch has been asked for: the replica counts from now on, listed or not."""
+    replica = Replica(
+        id=launch.replica,
+        model=launch.model,
+        spec=deployment.spec,
+        phase=Phase.STARTING,
+        created_at=now,
+        phase_at=now,
+        gpus=launch.gpus,
+    )
+    return replace(fleet, serial=fleet.serial + 1, replicas={**fleet.replicas, replica.id: replica})
+
+
+def drained(fleet: Fleet, replica_id: str, reason: str, now: float) -> Fleet:
+    """A replica gets no more requests."""
+    replica = fleet.replicas.get(replica_id)
+    if replica is None or replica.phase in LEAVES:
+        return fleet
+    leaving = replace(replica, phase=Phase.DRAINING, phase_at=now, leaving=reason)
+    return replace(fleet, replicas={**fleet.replicas, replica_id: leaving})
+
+
+def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool = False) -> Fleet:
+    """Count a failure: the next attempt waits twice as long as the last did, at most BACKOFF_MAX_S."""
+    failures = fleet.backoff.get(model, Backoff()).failures + 1
+    wait_s = min(BACKOFF_BASE_S * 2.0 ** min(failures - 1, 16), BACKOFF_MAX_S)
+    backoff = Backoff(
+        failures=failures, failed_at=now, retry_at=now + wait_s, error=error, permanent=permanent
+    )
+    return replace(fleet, backoff={**fleet.backoff, model: backoff})
+
+
+def launch_failed(fleet: Fleet, launch: Launch, error: str, now: float) -> Fleet:
+    """A launch did not happen. If the runtime lists it all the same, the next sighting adopts it."""
+    replicas = {key: value for key, value in fleet.replicas.items() if key != launch.replica}
+    return failed(replace(fleet, replicas=replicas), launch.model, error, now)
+
+
+def forgiven(fleet: Fleet, model: str) -> Fleet:
+    """Somebody asked by hand: forget the failures, so that the next attempt is now."""
+    return replace(fleet, backoff={key: value for key, value in fleet.backoff.items() if key != model})
+
+
+def track(fleet: Fleet, deployments: Mapping[str, Deployment], now: float) -> Fleet:
+    """Derive each model's phase, and keep the times of the start it is in."""
+    tracks = {
+        name: _tracked(fleet.tracks.get(name, Track(phase_at=now)), phase_of(fleet, deployment, now), now)
+        for name, deployment in deployments.items()
+    }
+    return replace(fleet, tracks=tracks)
+
+
+def phase_of(fleet: Fleet, deployment: Deployment, now: float) -> Phase:
+    """The phase of a model as its users see it: that of the replica nearest to ready, else its wait."""
+    phases = {replica.phase for replica in fleet.of(deployment.name)}
+    for phase in (Phase.READY, Phase.SLEEPING, Phase.LOADING, Phase.STARTING, Phase.DRAINING):
+        if phase in phases:
+            return phase
+    weights = fleet.weights.get(deployment.name)
+    if weights is not None and weights.state is WeightsState.PULLING:
+        return Phase.PULLING
+    backoff = fleet.backoff.get(deployment.name)
+    if backoff is not None and (backoff.permanent or now < backoff.retry_at):
+        return Phase.FAILED
+    if wanted(deployment, fleet, now):
+        return Phase.QUEUED
+    return Phase.FAILED if backoff is not None else Phase.COLD
+
+
+def _tracked(old: Track, phase: Phase, now: float) -> Track:
+    if phase is old.phase:
+        return old
+    begins = phase in STARTS and old.phase not in STARTS
+    ends = phase not in STARTS and phase not in (Phase.READY, Phase.FAILED)
+    if begins or ends:
+        return Track(phase=phase, phase_at=now, start_at=now if begins else None)
+    left = ((old.phase, now - old.phase_at),) if old.phase in STARTS else ()
+    return replace(old, phase=phase, phase_at=now, seconds=old.seconds + left)
+
+
+def _next(
+    old: Replica, instance: Instance | None, deployment: Deployment | None, seen: Sighting, now: float
+) -> Replica | None:
+    """The replica after this sighting, or None when it is gone and that is all right."""
+    if instance is None:
+        if not old.seen:
+            return old
+        return None if old.phase in LEAVES else _fail(old, "the engine vanished", now)
+    new = replace(old, seen=True, endpoint=instance.endpoint or old.endpoint, gpus=instance.gpus or old.gpus)
+    if new.phase in LEAVES:
+        return new
+    if instance.state is InstanceState.EXITED:
+        return _fail(new, seen.failures.get(new.id) or instance.reason or "the engine ended", now)
+    if new.phase is Phase.READY:
+        return _judged(new, seen.healthy.get(new.id), now)
+    return _starting(new, deployment, seen, now)
+
+
+def _judged(ready: Replica, healthy: bool | None, now: float) -> Replica:
+    """A ready replica after its probe; None: not probed this time."""
+    if healthy is None:
+        return ready
+    if healthy:
+        return replace(ready, sick_probes=0)
+    sick = replace(ready, sick_probes=ready.sick_probes + 1)
+    if sick.sick_probes < SICK_PROBES_MAX:
+        return sick
+    return _fail(sick, "the engine stopped answering its health check", now)
+
+
+def _starting(old: Replica, deployment: Deployment | None, seen: Sighting, now: float) -> Replica:
+    if seen.healthy.get(old.id):
+        return replace(old, phase=Phase.READY, phase_at=now, ready_at=now, idle_at=now, progress=Progress())
+    timeout_s = deployment.start_timeout_s if deployment else 0.0
+    if deployment and now - old.created_at >= timeout_s:
+        return _fail(old, f"the engine was not ready within {timeout_s:g} s", now)
+    progress = seen.progress.get(old.id, old.progress)
+    if progress.phase is Phase.LOADING and old.phase is Phase.STARTING:
+        return replace(old, phase=Phase.LOADING, phase_at=now, progress=progress)
+    return replace(old, progress=progress)
+
+
+def _adopted(instance: Instance, seen: Sighting, now: float) -> Replica:
+    """An engine that outlived us, or whose launch we thought had failed."""
+    replica = Replica(
+        id=instance.id,
+        model=instance.model,
+        spec=instance.spec,
+        phase=Phase.STARTING,
+        created_at=now,
+        phase_at=now,
+        seen=True,
+        endpoint=instance.endpoint,
+        gpus=instance.gpus,
+        adopted=True,
+    )
+    if instance.state is InstanceState.RUNNING:
+        return _starting(replica, None, seen, now)
+    return replace(replica, phase=Phase.DRAINING, leaving="found ended")
+
+
+def _fail(replica: Replica, error: str, now: float) -> Replica:
+    return replace(replica, phase=Phase.FAILED, phase_at=now, error=error)
+
+
+def _with_surroundings(fleet: Fleet, seen: Sighting, now: float) -> Fleet:
+    since = {
+        model: now
+        if model not in fleet.weights or fleet.weights[model].state is not weights.state
+        else fleet.weights_at.get(model, now)
+        for model, weights in seen.weights.items()
+    }
+    return replace(fleet, weights=seen.weights, weights_at=since, demand=seen.demand, gpus=seen.gpus)
+
+
+def _with_traffic(replicas: Mapping[str, Replica], seen: Sighting, now: float) -> dict[str, Replica]:
+    return {key: _used(replica, seen, now) for key, replica in replicas.items()}
+
+
+def _used(replica: Replica, seen: Sighting, now: float) -> Replica:
+    """Idle counts from the last byte of the last answer, or from when it was last asked for by hand."""
+    if replica.ready_at is None:
+        return replica
+    traffic = seen.traffic.get(replica.id, Traffic())
+    if traffic.in_flight:
+        return replace(replica, idle_at=None)
+    demand = seen.demand.get(replica.model)
+    asked_at = demand.asked_at if demand else None
+    since = max(t for t in (replica.ready_at, traffic.last_byte_at, asked_at) if t is not None)
+    return replace(replica, idle_at=since)
+
+
+def _settled(fleet: Fleet, now: float) -> Fleet:
+    """Note who is served, and forget the failures of those who have been for a while."""
+    ready = [replica for replica in fleet.replicas.values() if replica.phase is Phase.READY]
+    served = {**fleet.served_at, **{replica.model: now for replica in ready}}
+    stable = {r.model for r in ready if r.ready_at is not None and now - r.ready_at >= STABLE_S}
+    backoff = {model: value for model, value in fleet.backoff.items() if model not in stable}
+    return replace(fleet, served_at=served, backoff=backoff)
