@@ -1,8 +1,8 @@
 """When a cold model will be ready: from the history of starts, pure.
 
-The expected length of each phase is a median of what was seen (the median, since one start on a busy machine
-should not move it far). What remains is counted down from it, so it shrinks with the clock and grows only when
-the phase or the measured pull rate changes.
+The expected length of each phase is a median of what was seen (the median, since one start on a busy
+machine should not move it far). What remains is counted down from it, so it shrinks with the clock and grows
+only when the phase or the measured pull rate changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_S: Mapping[EngineKind, Mapping[Phase, float]] = {
     EngineKind.VLLM: {Phase.STARTING: 25.0, Phase.LOADING: 20.0},
     EngineKind.COMMAND: {Phase.STARTING: 10.0, Phase.LOADING: 0.0},
 }
-"""Before any start was seen. vLLM: three rounds of imports, then weights, graphs and warm-up of a small model."""
+"""Before any start was seen. vLLM: three rounds of imports, a small model's weights, and warm-up."""
 ORDER = (Phase.PULLING, Phase.QUEUED, Phase.STARTING, Phase.LOADING)
 
 

@@ -1,0 +1,155 @@
+"""The request-side half: finds the engine for a request, or notes the demand for it.
+
+The reconcile loop is the only writer of `routes` (`publish`); requests are the only writers of the ledger,
+the lines and the lanes' counts, which the loop reads (`demand`, `Lane.traffic`). All of it lives on one
+event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from orchestrator.eta import Expected, remaining_s
+from orchestrator.hold import Line, Turn
+from orchestrator.model import Backoff, Demand, Deployment, Phase, Replica, Track, Traffic, Weights
+from orchestrator.upstream import Pool
+
+
+class Lane:
+    """The way to one ready replica, and the count of what is on it."""
+
+    def __init__(self, replica: str, pool: Pool) -> None:
+        self.replica = replica
+        self.pool = pool
+        self.in_flight = 0
+        self.last_byte_at: float | None = None
+
+    def traffic(self) -> Traffic:
+        """The counts as the loop reads them."""
+        return Traffic(in_flight=self.in_flight, last_byte_at=self.last_byte_at)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """What the loop last published of one model."""
+
+    deployment: Deployment
+    track: Track
+    lanes: tuple[Lane, ...] = ()
+    weights: Weights | None = None
+    expected: Expected = field(default_factory=Expected)
+    backoff: Backoff | None = None
+    replicas: tuple[Replica, ...] = ()
+    last_replica: str | None = None
+    """The newest replica, live or gone: whose log to read."""
+
+    def given_up(self, now: float) -> bool:
+        """Whether the last attempt failed and the next is not due."""
+        return self.track.phase is Phase.FAILED and self.backoff is not None and now < self.backoff.retry_at
+
+    def eta_s(self, now: float) -> float | None:
+        """Seconds until ready, at least 1; None when it is ready, or not on its way."""
+        if self.lanes or self.track.phase is Phase.DRAINING or self.given_up(now):
+            return None
+        return remaining_s(self.track, self.weights, self.expected, now)
+
+
+class Activator:
+    """Routes requests to lanes. `wake` is called whenever demand comes in that the loop should see."""
+
+    def __init__(self, *, wake: Callable[[], None], held_max: int) -> None:
+        self._wake = wake
+        self._held_max = held_max
+        self._lines: dict[str, Line] = {}
+        self._demand: dict[str, Demand] = {}
+        self.closing = False
+        self.routes: Mapping[str, Route] = {}
+
+    @property
+    def held(self) -> int:
+        """Requests held now, for all models."""
+        return sum(line.held for line in self._lines.values())
+
+    def held_for(self, model: str) -> int:
+        """Requests held now for one model."""
+        line = self._lines.get(model)
+        return line.held if line else 0
+
+    def publish(self, routes: Mapping[str, Route], now: float) -> None:
+        """Take the loop's new picture. Held requests whose model is ready are let go in turn; those
+        whose model has failed, or is no longer configured, are dismissed."""
+        self.routes = routes
+        for model, line in self._lines.items():
+            route = routes.get(model)
+            if route is None or route.given_up(now):
+                line.dismiss()
+            elif route.lanes:
+                line.open()
+            else:
+                line.shut()
+
+    def demand(self) -> dict[str, Demand]:
+        """What is wanted now, by model."""
+        models = {*self._demand, *self._lines, *self.routes}
+        return {model: self._demand_of(model) for model in models}
+
+    def lane(self, model: str) -> Lane | None:
+        """The lane for a request that need not wait: the hot path."""
+        route = self.routes.get(model)
+        if route is None or not route.lanes:
+            return None
+        line = self._lines.get(model)
+        return None if line is not None and line.busy else _least_loaded(route.lanes)
+
+    async def stand(self, model: str, timeout_s: float) -> tuple[Lane, Turn] | None:
+        """Hold the caller until it may go, at most `timeout_s`; None when it may not.
+
+        The caller settles the turn. Returns None at once when too many are held already.
+        """
+        if self.held >= self._held_max:
+            return None
+        line = self._lines.setdefault(model, Line())
+        if self.routes[model].lanes:
+            line.open()
+        turn = await line.stand(timeout_s)
+        if turn is None:
+            return None
+        route = self.routes.get(model)
+        if route is None or not route.lanes:
+            turn.lost()
+            return None
+        return _least_loaded(route.lanes), turn
+
+    def ask(self, model: str, now: float) -> None:
+        """Somebody wants the model."""
+        self._note(model, asked_at=now)
+
+    def ask_stop(self, model: str, now: float) -> None:
+        """It should leave; requests held for it are dismissed."""
+        self._note(model, stop_at=now)
+        if line := self._lines.get(model):
+            line.dismiss()
+
+    def ask_pull(self, model: str, now: float) -> None:
+        """Its weights are wanted."""
+        self._note(model, pull_at=now)
+
+    def close(self) -> None:
+        """The service is ending: everybody held is dismissed, and nobody is held any more."""
+        self.closing = True
+        for line in self._lines.values():
+            line.dismiss()
+
+    def _note(self, model: str, **changes: float) -> None:
+        self._demand[model] = replace(self._demand.get(model, Demand()), **changes)  # type: ignore[arg-type]
+        self._wake()
+
+    def _demand_of(self, model: str) -> Demand:
+        route = self.routes.get(model)
+        in_flight = sum(lane.in_flight for lane in route.lanes) if route else 0
+        return replace(self._demand.get(model, Demand()), held=self.held_for(model), in_flight=in_flight)
+
+
+def _least_loaded(lanes: tuple[Lane, ...]) -> Lane:
+    return lanes[0] if len(lanes) == 1 else min(lanes, key=lambda lane: lane.in_flight)

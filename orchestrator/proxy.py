@@ -1,0 +1,318 @@
+"""The data plane: raw ASGI in, lean HTTP/1.1 out.
+
+Every path of the contract's inference list is served from `TARGETS`, and nothing else of an engine can be
+reached: the path that goes out is the table's, never the client's. Bytes pass as they are; only `model` and
+`stream` are read from a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+from collections.abc import Callable
+from time import perf_counter
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from orchestrator import wire
+from orchestrator.activator import Activator, Lane, Route
+from orchestrator.auth import KeyRing
+from orchestrator.config import ActivatorSettings
+from orchestrator.errors import ApiError
+from orchestrator.hold import Turn
+from orchestrator.metrics import Metrics, ModelMetrics
+from orchestrator.model import Scope as KeyScope
+from orchestrator.patience import patience
+from orchestrator.reader import ClientGone, Peek, peek, peek_multipart, read_body, with_stream_default
+from orchestrator.refusal import describe, refusal
+from orchestrator.upstream import (
+    Connection,
+    Headers,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+
+PROGRESS_S = 5.0
+"""A stream that waits says so this often, so that no proxy between closes it."""
+CONNECTION = "orchestrator.connection"
+"""The ASGI extension by which `server` tells that the client left."""
+
+_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/audio/transcriptions",
+    "/tokenize",
+    "/detokenize",
+)
+TARGETS: dict[str, bytes] = {path: path.encode() for path in _PATHS} | {"/api/chat": b"/v1/chat/completions"}
+"""The path a client asks for, and the path that its engine is asked for."""
+
+_TOKENS = re.compile(rb'"(prompt_tokens|input_tokens|completion_tokens|output_tokens)"\s*:\s*(\d{1,12})')
+_TAIL_BYTES = 4096
+
+
+class Call:
+    """One request on its way."""
+
+    __slots__ = (
+        "began_at",
+        "body",
+        "gone",
+        "headers",
+        "id",
+        "model",
+        "ours",
+        "query",
+        "send",
+        "sent",
+        "target",
+    )
+
+    def __init__(self, scope: Scope, send: Send, request_id: bytes, target: bytes) -> None:
+        self.began_at = perf_counter()
+        self.id = request_id
+        self.target = target
+        self.query: bytes = scope["query_string"]
+        self.headers: Headers = scope["headers"]
+        self.ours: Headers = [(b"x-request-id", request_id)]
+        self.send = send
+        self.sent = False
+        self.gone = False
+        self.body = b""
+        self.model = ""
+
+
+class Proxy:
+    """The outermost ASGI app: inference goes to engines, all else to `app`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        activator: Activator,
+        keys: KeyRing,
+        metrics: Metrics,
+        limits: ActivatorSettings,
+        body_bytes_max: int,
+        monotonic: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        self._app = app
+        self._activator = activator
+        self._keys = keys
+        self._metrics = metrics
+        self._limits = limits
+        self._body_bytes_max = body_bytes_max
+        self._now = monotonic
+        self._wake = wake
+        self._serial = itertools.count(1)
+        self._boot = secrets.token_hex(6)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target = TARGETS.get(scope["path"]) if scope["type"] == "http" else None
+        if target is None:
+            await self._app(scope, receive, send)
+            return
+        call = Call(scope, send, f"req-{self._boot}-{next(self._serial)}".encode(), target)
+        try:
+            await self._serve(call, scope, receive)
+        except ApiError as error:
+            await wire.send_error(send, error, call.id)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            if not call.gone:
+                raise
+
+    async def _serve(self, call: Call, scope: Scope, receive: Receive) -> None:
+        if scope["method"] != "POST":
+            raise ApiError(405, "this path takes POST", code="method_not_allowed", headers={"allow": "POST"})
+        key = self._keys.admit(call.headers, KeyScope.REALTIME)
+        call.body = await read_body(scope, receive, body_bytes_max=self._body_bytes_max)
+        asked = _asked(call, scope["path"])
+        call.model = asked.model
+        if asked.model not in self._activator.routes or not key.may_use(asked.model):
+            raise ApiError(404, f"no model {asked.model[:200]!r}", code="model_not_found", param="model")
+        connection, task = scope["extensions"][CONNECTION], asyncio.current_task()
+        assert task is not None
+
+        def leave() -> None:
+            call.gone = True
+            task.cancel()
+
+        connection.on_close = leave
+        try:
+            await self._answer(call, asked, connection.abort)
+        finally:
+            connection.on_close = None
+
+    async def _answer(self, call: Call, asked: Peek, abort: Callable[[], None]) -> None:
+        """Find a lane, wait for one if the request stands it, and forward. An answer that breaks off in
+        the middle is cut, so that it can't be taken for whole."""
+        metrics, outcome = self._metrics.of(call.model), None
+        try:
+            lane, turn = self._activator.lane(call.model), None
+            if lane is None:
+                lane, turn = await self._admit(call, asked, metrics)
+            outcome = metrics.ok if await self._forward(call, lane, turn, metrics) else metrics.failed
+        except UpstreamError as error:
+            outcome = metrics.failed
+            self._wake()
+            if not call.sent:
+                raise _fault(error) from None
+            abort()
+        except asyncio.CancelledError:
+            outcome = metrics.cancelled
+            raise
+        finally:
+            if outcome is not None:
+                outcome.inc()
+                metrics.seconds.observe(perf_counter() - call.began_at)
+
+    async def _admit(self, call: Call, asked: Peek, metrics: ModelMetrics) -> tuple[Lane, Turn]:
+        """A lane and leave to use it, within what the request stands. Raises the refusal."""
+        stands = patience(call.headers, self._limits.hold_max_s)
+        if stands.applied:
+            call.ours.append((b"preference-applied", stands.applied))
+        now = self._now()
+        self._activator.ask(call.model, now)
+        ready = bool(self._activator.routes[call.model].lanes)
+        until = now + (self._limits.hold_max_s if ready else stands.hold_s)
+        try:
+            return await self._held(call, until, early=stands.progress and bool(asked.stream))
+        except ApiError as error:
+            metrics.refused.inc()
+            if stands.applied:
+                error.headers["preference-applied"] = stands.applied.decode()
+            if not call.sent:
+                raise
+            await call.send({"type": "http.response.body", "body": wire.sse_error(error), "more_body": False})
+            raise ClientGone from None
+
+    async def _held(self, call: Call, until: float, *, early: bool) -> tuple[Lane, Turn]:
+        """Stand in line until `until`; with `early`, open the stream first and tell the progress there."""
+        while True:
+            now, route = self._now(), self._activator.routes.get(call.model)
+            if route is None:
+                raise ApiError(404, f"no model {call.model!r}", code="model_not_found", param="model")
+            if now >= until or self._activator.closing or route.given_up(now):
+                raise self._refusal(route, now)
+            if early:
+                await self._tell(call, route, now)
+            stand_s = min(until - now, PROGRESS_S) if early else until - now
+            admitted = await self._activator.stand(call.model, stand_s)
+            if admitted is not None:
+                return admitted
+            if self._now() < now + stand_s and (still := self._activator.routes.get(call.model)):
+                raise self._refusal(still, self._now())  # dismissed before its time: nothing to wait for
+
+    def _refusal(self, route: Route, now: float) -> ApiError:
+        limit_s = self._limits.retry_after_max_s
+        return refusal(route, now, retry_after_max_s=limit_s, closing=self._activator.closing)
+
+    async def _tell(self, call: Call, route: Route, now: float) -> None:
+        """One SSE comment with the progress; opens the stream the first time."""
+        if not call.sent:
+            call.sent = True
+            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), *call.ours]
+            await call.send({"type": "http.response.start", "status": 200, "headers": headers})
+        eta_s = route.eta_s(now)
+        text = describe(route) + ("" if eta_s is None else f", about {eta_s:.0f} s")
+        await call.send({"type": "http.response.body", "body": f": {text}\n\n".encode(), "more_body": True})
+
+    async def _forward(self, call: Call, lane: Lane, turn: Turn | None, metrics: ModelMetrics) -> bool:
+        """Send the request and pass the answer back; whether it was a whole and good one."""
+        lane.in_flight += 1
+        try:
+            head = wire.request_head(
+                call.target, call.query, lane.pool.authority, call.headers, call.id, len(call.body)
+            )
+            connection = await lane.pool.request(head, call.body)
+            try:
+                metrics.first_byte_seconds.observe(perf_counter() - call.began_at)
+                if turn is not None:
+                    turn.begun()
+                if connection.status >= 400:
+                    return await _pass_error(call, connection)
+                return await _pass(call, connection, metrics)
+            finally:
+                lane.pool.release(connection)
+        finally:
+            lane.in_flight -= 1
+            lane.last_byte_at = self._now()
+            if turn is not None:
+                turn.lost()
+
+
+def _asked(call: Call, path: str) -> Peek:
+    """What the request asks for; fills in `stream` where the path's default says so."""
+    kind = wire.header(call.headers, b"content-type") or b""
+    if path == "/v1/audio/transcriptions":
+        return peek_multipart(kind, call.body)
+    asked = peek(call.body)
+    if path == "/api/chat" and asked.stream is None:
+        call.body = with_stream_default(call.body, asked)
+        return Peek(model=asked.model, stream=True)
+    return asked
+
+
+async def _pass(call: Call, connection: Connection, metrics: ModelMetrics) -> bool:
+    """Pass a good answer as it comes, byte for byte."""
+    if not call.sent:
+        headers = wire.response_headers(connection.headers, call.ours)
+        await call.send({"type": "http.response.start", "status": connection.status, "headers": headers})
+        call.sent = True
+    tail, more = b"", True
+    while more:
+        data = await connection.chunk()
+        more = not connection.answered
+        await call.send({"type": "http.response.body", "body": data, "more_body": more})
+        tail = data if len(data) >= _TAIL_BYTES else (tail + data)[-_TAIL_BYTES:]
+    return _count(tail, metrics)
+
+
+async def _pass_error(call: Call, connection: Connection) -> bool:
+    """Pass an engine's error in OpenAI's shape."""
+    body = bytearray()
+    while len(body) < wire.ERROR_BYTES_MAX and (data := await connection.chunk()):
+        body += data
+    content = wire.normal_error(connection.status, bytes(body))
+    if call.sent:
+        event = wire.sse_event(content)
+        await call.send({"type": "http.response.body", "body": event, "more_body": False})
+        return False
+    ours = list(call.ours)
+    if (retry_after := wire.header(connection.headers, b"retry-after")) or connection.status in (429, 503):
+        ours.append((b"retry-after", retry_after or b"1"))
+    await wire.send_json(call.send, connection.status, content, ours)
+    return connection.status < 500
+
+
+def _count(tail: bytes, metrics: ModelMetrics) -> bool:
+    """Count the tokens that the end of an answer reports; False when it reports an error instead.
+
+    A vLLM whose worker dies ends its stream with an error event and, even so, with ``[DONE]``.
+    """
+    at = tail.rfind(b'"usage"')
+    if at >= 0:
+        for kind, count in _TOKENS.findall(tail, at):
+            counter = metrics.prompt_tokens if kind[0] in b"pi" else metrics.completion_tokens
+            counter.inc(int(count))
+    return b'data: {"error"' not in tail
+
+
+def _fault(error: UpstreamError) -> ApiError:
+    """An engine's fault as an answer."""
+    if isinstance(error, UpstreamTimeout):
+        return ApiError(504, str(error), code="engine_timeout")
+    if isinstance(error, UpstreamUnreachable):
+        return ApiError(502, str(error), code="engine_unreachable", headers={"retry-after": "1"})
+    return ApiError(502, str(error), code="engine_error")

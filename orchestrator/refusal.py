@@ -1,0 +1,93 @@
+"""What a request is told when its model is not to be had now: the contract's 503, or a 4xx. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.activator import Route
+from orchestrator.errors import ApiError
+from orchestrator.eta import retry_after_s
+from orchestrator.model import Phase, Weights
+
+COME_BACK_S = 5
+"""Retry-After where no start tells: the service ends, or a replica is leaving."""
+
+
+def refusal(route: Route, now: float, *, retry_after_max_s: int, closing: bool = False) -> ApiError:
+    """The answer, with its headers and status.
+
+    1. The service is ending: 503.
+    2. It failed, and trying again can't help before somebody acts: 400.
+    3. It failed, and will be tried again: 503 ``model_failed``, Retry-After the next attempt.
+    4. It waits for a GPU or a pull slot: 503 ``no_capacity``.
+    5. It is on its way: 503 ``model_cold``, Retry-After the expected rest.
+    """
+    model = route.deployment.name
+    if closing:
+        return _503("the service is restarting; come back in a moment", "model_cold", COME_BACK_S)
+    if route.given_up(now) and route.backoff is not None:
+        wait_s = retry_after_s(route.backoff.retry_at - now, retry_after_max_s)
+        message = f"{model} could not be started: {route.backoff.error}"
+        if route.backoff.permanent:
+            return ApiError(400, message, code="model_failed", param="model", extra=_status(route, now))
+        return _503(message, "model_failed", wait_s, _status(route, now))
+    wait_s = retry_after_s(route.eta_s(now) or COME_BACK_S, retry_after_max_s)
+    code = "no_capacity" if route.track.phase is Phase.QUEUED and route.deployment.gpus else "model_cold"
+    return _503(f"{model} is {describe(route)}", code, wait_s, _status(route, now))
+
+
+def describe(route: Route) -> str:
+    """What the model is doing, in a few words: ``starting: pulling weights, 43 %``."""
+    phase, done = route.track.phase, progress(route)
+    percent = "" if done is None else f", {round(done * 100)} %"
+    if phase is Phase.PULLING:
+        return f"starting: pulling weights{percent}"
+    if phase is Phase.QUEUED:
+        return "starting: waiting for its turn"
+    if phase in (Phase.STARTING, Phase.LOADING):
+        note = note_of(route)
+        return (
+            f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"
+        )
+    if phase is Phase.DRAINING:
+        return "leaving; the next request starts it again"
+    return "ready" if phase is Phase.READY else "cold; its start begins now"
+
+
+def progress(route: Route) -> float | None:
+    """0 … 1 within the phase, where anything tells."""
+    if route.track.phase is Phase.PULLING:
+        return _pulled(route.weights)
+    fractions = [r.progress.fraction for r in route.replicas if r.phase is route.track.phase]
+    return fractions[0] if fractions else None
+
+
+def note_of(route: Route) -> str:
+    """What the engine's log says it does."""
+    notes = [r.progress.note for r in route.replicas if r.phase is route.track.phase]
+    return notes[0] if notes else ""
+
+
+def _pulled(weights: Weights | None) -> float | None:
+    if weights is None or not weights.total_bytes:
+        return None
+    return min(weights.done_bytes / weights.total_bytes, 1.0)
+
+
+def _status(route: Route, now: float) -> dict[str, Any]:
+    done, eta_s = progress(route), route.eta_s(now)
+    began = route.track.start_at
+    return {
+        "status": {
+            "model": route.deployment.name,
+            "phase": route.track.phase,
+            "progress": None if done is None else round(done, 3),
+            "elapsed_s": 0.0 if began is None else round(now - began, 1),
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+            "status_url": f"/api/models/{route.deployment.name}",
+        }
+    }
+
+
+def _503(message: str, code: str, wait_s: int, extra: dict[str, Any] | None = None) -> ApiError:
+    return ApiError(503, message, code=code, param="model", headers={"retry-after": str(wait_s)}, extra=extra)

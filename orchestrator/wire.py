@@ -1,0 +1,121 @@
+"""Headers and answers at the edge: what passes to an engine, what passes back, and our own JSON."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from starlette.types import Send
+
+from orchestrator.errors import ApiError, error_type
+from orchestrator.upstream import Headers
+
+ERROR_BYTES_MAX = 2**20
+"""How much of an engine's error answer is read; the rest is dropped."""
+
+_TO_ENGINE = frozenset(
+    {b"content-type", b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate"}
+)
+_TO_ENGINE_PREFIXES = (b"openai-", b"anthropic-", b"x-stainless-")
+# Hop-by-hop fields (RFC 9110, 7.6.1), and what we say ourselves.
+_NOT_TO_CLIENT = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"server",
+        b"date",
+        b"x-request-id",
+        b"set-cookie",
+    }
+)
+_FIELD_VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
+
+
+def request_head(
+    path: bytes, query: bytes, authority: bytes, headers: Headers, request_id: bytes, size: int
+) -> bytes:
+    """The head of the request to an engine. `path` is from our own table; credentials stay here."""
+    target = path + b"?" + query if query else path
+    lines = [
+        b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b"
+        % (target, authority, size, request_id)
+    ]
+    lines += [
+        b"%b: %b" % header
+        for header in headers
+        if header[0] in _TO_ENGINE or header[0].startswith(_TO_ENGINE_PREFIXES)
+    ]
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def response_headers(headers: Headers, ours: Headers) -> Headers:
+    """The engine's header fields that a client may see, and `ours` after them."""
+    kept = [h for h in headers if h[0] not in _NOT_TO_CLIENT and _FIELD_VALUE.fullmatch(h[1])]
+    return kept + ours
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """The first field of that (lower case) name."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def normal_error(status: int, body: bytes) -> dict[str, Any]:
+    """An engine's error in OpenAI's shape: message, type, param, code, with `code` a string or null.
+
+    vLLM sends ``{"error": {…, "code": 404}}``, older ones ``{"object": "error", "message": …}``, FastAPI
+    ``{"detail": …}``, others text.
+    """
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        found = body[:2000].decode("utf-8", "replace").strip()
+    if isinstance(found, dict) and found.get("error"):
+        found = found["error"]
+    fields = found if isinstance(found, dict) else {"message": found}
+    message = fields.get("message") or fields.get("detail") or f"the engine answered {status}"
+    code, kind = fields.get("code"), fields.get("type")
+    return {
+        "error": {
+            "message": message if isinstance(message, str) else msgspec.json.encode(message).decode(),
+            "type": kind if isinstance(kind, str) and kind else error_type(status),
+            "param": fields.get("param") if isinstance(fields.get("param"), str) else None,
+            "code": code if isinstance(code, str) else None,
+        }
+    }
+
+
+async def send_json(send: Send, status: int, content: Any, headers: Headers) -> None:
+    """One whole JSON answer."""
+    body = msgspec.json.encode(content)
+    fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: ApiError, request_id: bytes, ours: Headers | None = None) -> None:
+    """An `ApiError` as an answer."""
+    headers = [(key.encode(), value.encode()) for key, value in error.headers.items()]
+    await send_json(
+        send, error.status, error.body(), [*headers, (b"x-request-id", request_id), *(ours or [])]
+    )
+
+
+def sse_event(content: dict[str, Any]) -> bytes:
+    """An SSE ``error`` event that ends a stream which could not go on."""
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(content)
+
+
+def sse_error(error: ApiError) -> bytes:
+    """An `ApiError` as an SSE ``error`` event."""
+    return sse_event(error.body())
