@@ -65,6 +65,9 @@ class AuthSettings(Table):
 class RuntimeSettings(Table):
     kind: Literal["process"] = Field("process", description="where engines run")
     log_bytes_max: Count = Field(16 * 2**20, description="an engine's log is cut to its end beyond this")
+    on_exit: Literal["stop", "keep"] = Field(
+        "stop", description="engines when the service ends in good order; keep: the next one adopts them"
+    )
     pulls_max: Count = Field(2, description="models pulled at the same time")
 
 
@@ -310,3 +313,42 @@ def _siblings(loc: list[str]) -> list[str]:
 def _nearest(key: str, known: list[str]) -> str:
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else f"; known: {', '.join(sorted(known)[:40])}"
+
+
+class Watched:
+    """The configuration as it is re-read while running: models, endpoints and their defaults.
+
+    A file that can't be used keeps the old models in force; `error` says why until it is mended.
+    """
+
+    def __init__(self, file: Path | None, *, flags: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.folder = (file.parent if file else Path.cwd()).resolve()
+        self.error = ""
+        self._file = file
+        self._flags = flags
+        self._stamp = self._look()
+
+    def load(self) -> Settings:
+        """All settings, as at start. Raises `ConfigError`."""
+        return load(self._file, flags=self._flags)
+
+    def refresh(self) -> dict[str, Deployment] | None:
+        """The deployments if the file has changed and can be used, else None. Cheap when unchanged."""
+        stamp = self._look()
+        if stamp == self._stamp:
+            return None
+        self._stamp = stamp
+        try:
+            fresh = deployments(self.load(), folder=self.folder)
+        except ConfigError as error:
+            self.error = f"the changed configuration is not used: {error}"
+            return None
+        self.error = ""
+        return fresh
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            facts = (self._file or Path(CONFIG_FILE)).stat()
+        except OSError:
+            return None
+        return facts.st_mtime_ns, facts.st_size, facts.st_ino

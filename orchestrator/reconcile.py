@@ -80,6 +80,7 @@ class Reconciler:
         self._wakeup = wakeup
         self._publish = publish
         self._fleet = Fleet(boot=boot)
+        self.passed_at = clock.monotonic()
         self._lanes: dict[str, Lane] = {}
         self._effects: dict[tuple[type, str], asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -166,6 +167,7 @@ class Reconciler:
         self._lay_lanes()
         self._publish(self._routes(now))
         self._metrics.loop_passes.inc()
+        self.passed_at = now
 
     async def _list(self) -> tuple[Instance, ...] | None:
         """What runs, or None: unknown."""

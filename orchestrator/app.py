@@ -1,0 +1,242 @@
+"""Where the parts are wired: the only module beside the command line that names a runtime or a store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.activator import Activator, Route
+from orchestrator.auth import KeyRing
+from orchestrator.config import Settings, Watched, deployments
+from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
+from orchestrator.errors import ApiError
+from orchestrator.events import Broadcast
+from orchestrator.instance_lock import InstanceLock, instance_id
+from orchestrator.metrics import Metrics
+from orchestrator.proxy import Proxy
+from orchestrator.reconcile import Reconciler
+from orchestrator.upstream import Timeouts
+from runtimes.engines import ENGINES
+from runtimes.process import ProcessRuntime
+from storage.catalog import Catalog
+from storage.history import DuckHistory
+from storage.weights import HubWeights
+
+TICK_S = 1.0
+RELOAD_S = 1.0
+STOP_GRACE_S = 10.0
+"""How long an engine may take to end when the service ends."""
+LOOP_STALL_S = 30.0
+"""A loop that has not passed for this long is reported as unhealthy."""
+DISK_FREE_BYTES_MIN = 2**30
+
+log = structlog.get_logger()
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic(self) -> float:
+        """`time.monotonic`."""
+        return time.monotonic()
+
+    def unix(self) -> float:
+        """`time.time`."""
+        return time.time()
+
+
+class RequestIds:
+    """Puts ``x-request-id`` on every answer of the control plane, errors too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req-{secrets.token_hex(10)}".encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class Service:
+    """One orchestrator: takes its data folder at once, and runs for as long as its lifespan does.
+
+    Raises `errors.ConfigError` when the configuration can't be used or another orchestrator holds the folder.
+    """
+
+    def __init__(self, settings: Settings, watched: Watched) -> None:
+        self.settings = settings
+        data = settings.server.data_dir.resolve()
+        self._data = data
+        self._watched = watched
+        self._clock = SystemClock()
+        wanted = deployments(settings, folder=watched.folder)
+        self._keys = KeyRing(settings.auth.keys_file)
+        self._lock = InstanceLock(data)
+        self._metrics = Metrics()
+        self._events = Broadcast()
+        self._wakeup = asyncio.Event()
+        self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
+        self._runtime = ProcessRuntime(
+            folder=data / "replicas",
+            instance=instance_id(data),
+            log_bytes_max=settings.runtime.log_bytes_max,
+            environ=os.environ,
+        )
+        self._catalog = Catalog(data / "catalog.duckdb")
+        self._history = DuckHistory(self._catalog)
+        self._weights = HubWeights(pulls_max=settings.runtime.pulls_max)
+        self._reconciler = Reconciler(
+            deployments=wanted,
+            runtime=self._runtime,
+            weights=self._weights,
+            engines=ENGINES,
+            history=self._history,
+            activator=self._activator,
+            metrics=self._metrics,
+            clock=self._clock,
+            timeouts=Timeouts(**settings.proxy.model_dump()),
+            boot=secrets.token_hex(3),
+            wakeup=self._wakeup,
+            publish=self._publish,
+        )
+        self._loop_task: asyncio.Task[None] | None = None
+        self._control = Control(
+            activator=self._activator,
+            keys=self._keys,
+            history=self._history,
+            runtime=self._runtime,
+            metrics=self._metrics,
+            events=self._events,
+            health=self,
+            clock=self._clock,
+            forgive=self._reconciler.forgive,
+            version=importlib.metadata.version("orchestrator"),
+        )
+        self._metrics.watch(self._activator)
+
+    def asgi(self) -> ASGIApp:
+        """The outermost app."""
+        control = Starlette(
+            routes=self._control.routes(),
+            lifespan=self._lifespan,
+            exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
+        )
+        return Proxy(
+            RequestIds(control),
+            activator=self._activator,
+            keys=self._keys,
+            metrics=self._metrics,
+            limits=self.settings.activator,
+            body_bytes_max=self.settings.server.body_bytes_max,
+            monotonic=self._clock.monotonic,
+            wake=self._wakeup.set,
+        )
+
+    def drain(self) -> None:
+        """The service has been told to end: held requests are told to come back, streams of events end."""
+        self._activator.close()
+        self._events.close()
+
+    # --- health ---
+
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        alive = self._loop_task is not None and not self._loop_task.done()
+        return alive and not self._activator.closing
+
+    def checks(self) -> dict[str, dict[str, Any]]:
+        """The state of each part."""
+        free_bytes = shutil.disk_usage(self._data).free
+        stalled_s = self._clock.monotonic() - self._reconciler.passed_at
+        return {
+            "loop": _check(self.ready() and stalled_s < LOOP_STALL_S, f"last pass {stalled_s:.0f} s ago"),
+            "runtime": _check(self._reconciler.fleet.known, "the runtime does not answer"),
+            "keys": _check(not self._keys.error, self._keys.error),
+            "configuration": _check(not self._watched.error, self._watched.error),
+            "history": _check(not self._catalog.error, self._catalog.error),
+            "disk": _check(
+                free_bytes > DISK_FREE_BYTES_MIN, f"{free_bytes // 2**20} MiB free in the data folder"
+            ),
+        }
+
+    # --- running ---
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        started = asyncio.Event()
+        self._loop_task = asyncio.create_task(self._reconciler.run(started), name="reconcile")
+        self._loop_task.add_done_callback(_die_with)
+        scheduler = self._scheduler()
+        try:
+            await started.wait()
+            yield
+        finally:
+            scheduler.shutdown(wait=False)
+            self.drain()
+            self._loop_task.remove_done_callback(_die_with)
+            self._loop_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop_task
+            if self.settings.runtime.on_exit == "stop":
+                await self._reconciler.stop_all(grace_s=STOP_GRACE_S)
+            await self._weights.aclose()
+            await asyncio.to_thread(self._catalog.close)
+            self._lock.release()
+
+    def _scheduler(self) -> AsyncIOScheduler:
+        scheduler = AsyncIOScheduler(timezone="UTC")
+        scheduler.add_job(self._tick, "interval", seconds=TICK_S, max_instances=1, coalesce=True)
+        scheduler.add_job(self._reload, "interval", seconds=RELOAD_S, max_instances=1, coalesce=True)
+        scheduler.start()
+        return scheduler
+
+    async def _tick(self) -> None:
+        self._reconciler.sweep()
+        self._reconciler.wake()
+
+    async def _reload(self) -> None:
+        self._keys.refresh()
+        fresh = self._watched.refresh()
+        if fresh is not None:
+            log.info("configuration_reloaded", models=len(fresh))
+            self._reconciler.configure(fresh)
+
+    def _publish(self, routes: Mapping[str, Route]) -> None:
+        before = self._activator.routes
+        self._activator.publish(routes, self._clock.monotonic())
+        for name, route in routes.items():
+            old = before.get(name)
+            if old is None or old.track.phase is not route.track.phase or old.lanes != route.lanes:
+                self._events.send("model", self._control.view(route))
+
+
+def _check(ok: bool, detail: str) -> dict[str, Any]:
+    return {"ok": ok, "detail": detail}
+
+
+def _die_with(task: asyncio.Task[None]) -> None:
+    """Without its loop the service is a shell: end the process, so that a supervisor starts it anew."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("loop_died", error=repr(error), exc_info=error)
+        os._exit(70)

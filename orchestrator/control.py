@@ -1,0 +1,260 @@
+"""The control plane's routes: models, replicas, starts, logs, events, health, metrics."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route as HttpRoute
+
+from orchestrator.activator import Activator, Route
+from orchestrator.auth import Key, KeyRing
+from orchestrator.errors import ApiError, NotFound
+from orchestrator.events import Broadcast
+from orchestrator.metrics import Metrics
+from orchestrator.model import Replica, Scope, Traffic
+from orchestrator.ports import Clock, History, Runtime
+from orchestrator.views import model_view, openai_model, replica_view, start_view
+
+LOG_TAIL_BYTES_DEFAULT = 64 * 2**10
+LOG_TAIL_BYTES_MAX = 4 * 2**20
+STARTS_MAX = 1000
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Json(JSONResponse):
+    """JSON by msgspec, which knows enums and is fast."""
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
+
+
+class Health(Protocol):
+    """Answers for the state of the service's parts."""
+
+    def checks(self) -> dict[str, dict[str, Any]]:
+        """Name to ``{"ok": bool, "detail": str}``."""
+
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+
+
+class Control:
+    """The handlers. Reads what the loop published; changes things only by asking the activator."""
+
+    def __init__(
+        self,
+        *,
+        activator: Activator,
+        keys: KeyRing,
+        history: History,
+        runtime: Runtime,
+        metrics: Metrics,
+        events: Broadcast,
+        health: Health,
+        clock: Clock,
+        forgive: Callable[[str], None],
+        version: str,
+    ) -> None:
+        self._activator = activator
+        self._keys = keys
+        self._history = history
+        self._runtime = runtime
+        self._metrics = metrics
+        self._events = events
+        self._health = health
+        self._clock = clock
+        self._forgive = forgive
+        self._version = version
+        self._created_unix = int(clock.unix())
+
+    def routes(self) -> list[HttpRoute]:
+        """All of them, each with the scope that it needs."""
+        needs = self._needs
+        return [
+            HttpRoute("/", self._index),
+            HttpRoute("/live", self._live),
+            HttpRoute("/api/healthz", self._live),
+            HttpRoute("/ready", self._ready),
+            HttpRoute("/health", self._show_health),
+            HttpRoute("/metrics", needs(Scope.MONITOR, self._show_metrics)),
+            HttpRoute("/v1/models", needs(Scope.REALTIME, self._openai_models)),
+            HttpRoute("/v1/models/{model:path}", needs(Scope.REALTIME, self._openai_model)),
+            HttpRoute("/api/models", needs(Scope.MONITOR, self._models)),
+            HttpRoute("/api/models/{model:path}/start", needs(Scope.ADMIN, self._start), methods=["POST"]),
+            HttpRoute("/api/models/{model:path}/stop", needs(Scope.ADMIN, self._stop), methods=["POST"]),
+            HttpRoute("/api/models/{model:path}/pull", needs(Scope.ADMIN, self._pull), methods=["POST"]),
+            HttpRoute("/api/models/{model:path}", needs(Scope.MONITOR, self._model)),
+            HttpRoute("/api/replicas", needs(Scope.MONITOR, self._replicas)),
+            HttpRoute("/api/gpus", needs(Scope.MONITOR, self._gpus)),
+            HttpRoute("/api/starts", needs(Scope.MONITOR, self._starts)),
+            HttpRoute("/api/logs/{replica}", needs(Scope.MONITOR, self._logs)),
+            HttpRoute("/api/events", needs(Scope.MONITOR, self._stream_events)),
+        ]
+
+    def view(self, route: Route) -> dict[str, Any]:
+        """One model as ``GET /api/models/{id}`` shows it."""
+        traffic = {lane.replica: lane.traffic() for lane in route.lanes}
+        held = self._activator.held_for(route.deployment.name)
+        return model_view(route, held=held, traffic=traffic, now=self._clock.monotonic())
+
+    def _needs(self, scope: Scope, handler: Callable[[Request, Key], Awaitable[Response]]) -> Handler:
+        @functools.wraps(handler)
+        async def guarded(request: Request) -> Response:
+            return await handler(request, self._keys.admit(request.scope["headers"], scope))
+
+        return guarded
+
+    # --- open ---
+
+    async def _index(self, request: Request) -> Response:
+        return Json({"name": "orchestrator", "version": self._version, "openai_base_url": "/v1"})
+
+    async def _live(self, request: Request) -> Response:
+        return Json({"status": "ok"})
+
+    async def _ready(self, request: Request) -> Response:
+        ready = self._health.ready()
+        bad = {name: check["detail"] for name, check in self._health.checks().items() if not check["ok"]}
+        return Json({"ready": ready, "problems": bad}, 200 if ready else 503)
+
+    async def _show_health(self, request: Request) -> Response:
+        checks = self._health.checks()
+        healthy = all(check["ok"] for check in checks.values())
+        return Json({"status": "ok" if healthy else "degraded", "checks": checks})
+
+    # --- monitor ---
+
+    async def _show_metrics(self, request: Request, key: Key) -> Response:
+        return Response(self._metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _models(self, request: Request, key: Key) -> Response:
+        return _list([self.view(route) for route in self._visible(key)])
+
+    async def _model(self, request: Request, key: Key) -> Response:
+        return Json(self.view(self._route(request, key)))
+
+    async def _replicas(self, request: Request, key: Key) -> Response:
+        now = self._clock.monotonic()
+        return _list([replica_view(r, t, now) for route in self._visible(key) for r, t in _pairs(route)])
+
+    async def _gpus(self, request: Request, key: Key) -> Response:
+        return _list([msgspec.to_builtins(gpu) for gpu in await self._runtime.gpus()])
+
+    async def _starts(self, request: Request, key: Key) -> Response:
+        model = request.query_params.get("model")
+        limit = _number(request, "limit", 100, 1, STARTS_MAX)
+        starts = await self._history.starts(model=model, limit=limit)
+        return _list([start_view(start) for start in starts if key.may_use(start.model)])
+
+    async def _logs(self, request: Request, key: Key) -> Response:
+        tail_bytes = _number(request, "tail_bytes", LOG_TAIL_BYTES_DEFAULT, 0, LOG_TAIL_BYTES_MAX)
+        follow = request.query_params.get("follow", "0") in ("1", "true")
+        stream = self._runtime.logs(request.path_params["replica"], tail_bytes=tail_bytes, follow=follow)
+        try:
+            first = await anext(stream, b"")
+        except NotFound:
+            raise ApiError(404, "no such replica", code="replica_not_found", param="replica") from None
+        return StreamingResponse(_joined(first, stream), media_type="text/plain; charset=utf-8")
+
+    async def _stream_events(self, request: Request, key: Key) -> Response:
+        if self._events.full:
+            raise ApiError(
+                429, "too many listeners", code="too_many_listeners", headers={"retry-after": "10"}
+            )
+        first = [("model", self.view(route)) for route in self._visible(key)]
+        return StreamingResponse(self._events.stream(first), media_type="text/event-stream")
+
+    # --- admin ---
+
+    async def _start(self, request: Request, key: Key) -> Response:
+        route = self._route(request, key)
+        self._forgive(route.deployment.name)
+        self._activator.ask(route.deployment.name, self._clock.monotonic())
+        return Json(self.view(route), 202)
+
+    async def _stop(self, request: Request, key: Key) -> Response:
+        route = self._route(request, key)
+        self._activator.ask_stop(route.deployment.name, self._clock.monotonic())
+        return Json(self.view(route), 202)
+
+    async def _pull(self, request: Request, key: Key) -> Response:
+        route = self._route(request, key)
+        self._forgive(route.deployment.name)
+        self._activator.ask_pull(route.deployment.name, self._clock.monotonic())
+        return Json(self.view(route), 202)
+
+    # --- realtime ---
+
+    async def _openai_models(self, request: Request, key: Key) -> Response:
+        now = self._clock.monotonic()
+        return _list([openai_model(route, self._created_unix, now) for route in self._visible(key)])
+
+    async def _openai_model(self, request: Request, key: Key) -> Response:
+        route = self._route(request, key)
+        return Json(openai_model(route, self._created_unix, self._clock.monotonic()))
+
+    def _visible(self, key: Key) -> list[Route]:
+        return [route for name, route in self._activator.routes.items() if key.may_use(name)]
+
+    def _route(self, request: Request, key: Key) -> Route:
+        name = request.path_params["model"]
+        route = self._activator.routes.get(name)
+        if route is None or not key.may_use(name):
+            raise ApiError(404, f"no model {name[:200]!r}", code="model_not_found", param="model")
+        return route
+
+
+def _pairs(route: Route) -> list[tuple[Replica, Traffic]]:
+    traffic = {lane.replica: lane.traffic() for lane in route.lanes}
+    return [(replica, traffic.get(replica.id, Traffic())) for replica in route.replicas]
+
+
+def _list(data: list[Any]) -> Response:
+    return Json({"object": "list", "data": data})
+
+
+def _number(request: Request, name: str, default: int, low: int, high: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text)):
+        raise ApiError(
+            400, f"{name} is a whole number from {low} to {high}", param=name, code="invalid_value"
+        )
+    return min(int(text), high)
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    """An `ApiError` raised by a handler."""
+    assert isinstance(error, ApiError)
+    return Json(error.body(), error.status, headers=error.headers)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405 in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    what = {404: "no such path", 405: "this path does not take that method"}.get(
+        error.status_code, error.detail
+    )
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    told = ApiError(error.status_code, what, code=code)
+    return Json(told.body(), error.status_code, headers=dict(error.headers or {}))
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    """Anything else is a fault of ours; Starlette logs it after this answer."""
+    return Json(ApiError(500, "the orchestrator failed; see its log", code="internal_error").body(), 500)

@@ -1,0 +1,115 @@
+"""What the control API shows, as JSON values. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.activator import Route
+from orchestrator.model import Phase, Replica, StartRecord, Traffic, Weights
+from orchestrator.refusal import describe, note_of, progress
+
+
+def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], now: float) -> dict[str, Any]:
+    """One model: its phase, what it waits for, its replicas, and when it will be ready or leave."""
+    eta_s, done = route.eta_s(now), progress(route)
+    on_its_way = route.track.start_at is not None and not route.lanes
+    return {
+        "id": route.deployment.name,
+        "engine": route.deployment.engine,
+        "source": route.deployment.source,
+        "phase": route.track.phase,
+        "progress": None if done is None else round(done, 4),
+        "note": note_of(route) or ("" if route.track.phase in (Phase.COLD, Phase.READY) else describe(route)),
+        "elapsed_s": _rounded(
+            now - (route.track.start_at or now) if on_its_way else now - route.track.phase_at
+        ),
+        "eta_s": _rounded(eta_s if on_its_way else None),
+        "expected_s": _rounded(eta_s),
+        "error": route.backoff.error if route.backoff and not route.lanes else "",
+        "retry_s": _rounded(max(route.backoff.retry_at - now, 0.0))
+        if route.backoff and not route.lanes
+        else None,
+        "in_flight": sum(lane.in_flight for lane in route.lanes),
+        "held": held,
+        "idle_s": _idle_s(route, now),
+        "stops_in_s": _stops_in_s(route, now),
+        "min_replicas": route.deployment.min_replicas,
+        "replicas": [replica_view(r, traffic.get(r.id, Traffic()), now) for r in route.replicas],
+        "last_replica": route.last_replica,
+        "weights": _weights(route.weights),
+    }
+
+
+def replica_view(replica: Replica, traffic: Traffic, now: float) -> dict[str, Any]:
+    """One replica."""
+    return {
+        "id": replica.id,
+        "model": replica.model,
+        "phase": replica.phase,
+        "age_s": _rounded(now - replica.created_at),
+        "ready_s": None if replica.ready_at is None else _rounded(now - replica.ready_at),
+        "endpoint": replica.endpoint,
+        "gpus": list(replica.gpus),
+        "in_flight": traffic.in_flight,
+        "adopted": replica.adopted,
+        "error": replica.error,
+    }
+
+
+def openai_model(route: Route, created_unix: int, now: float) -> dict[str, Any]:
+    """One entry of ``GET /v1/models``: OpenAI's fields and our `status`."""
+    return {
+        "id": route.deployment.name,
+        "object": "model",
+        "created": created_unix,
+        "owned_by": "orchestrator",
+        "status": {
+            "phase": route.track.phase,
+            "eta_s": _rounded(route.eta_s(now)),
+            "replicas": len(route.lanes),
+        },
+    }
+
+
+def start_view(start: StartRecord) -> dict[str, Any]:
+    """One cold start of the history."""
+    return {
+        "model": start.model,
+        "replica": start.replica,
+        "engine": start.engine,
+        "started_at": round(start.started_at_unix, 3),
+        "outcome": start.outcome,
+        "error": start.error,
+        "seconds": {phase.value: round(spent, 3) for phase, spent in start.seconds.items()},
+        "total_s": round(sum(start.seconds.values()), 3),
+        "pulled_bytes": start.pulled_bytes,
+        "weights_bytes": start.weights_bytes,
+    }
+
+
+def _weights(weights: Weights | None) -> dict[str, Any] | None:
+    if weights is None:
+        return None
+    return {
+        "state": weights.state,
+        "done_bytes": weights.done_bytes,
+        "total_bytes": weights.total_bytes,
+        "bytes_per_s": weights.bytes_per_s,
+    }
+
+
+def _idle_s(route: Route, now: float) -> float | None:
+    idle = [r.idle_at for r in route.replicas if r.phase is Phase.READY and r.idle_at is not None]
+    return _rounded(now - max(idle)) if idle and not any(lane.in_flight for lane in route.lanes) else None
+
+
+def _stops_in_s(route: Route, now: float) -> float | None:
+    idle_s = _idle_s(route, now)
+    if idle_s is None or route.deployment.min_replicas:
+        return None
+    return _rounded(max(route.deployment.idle_timeout_s - idle_s, 0.0))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
