@@ -1,0 +1,250 @@
+"""Keys: who may do what. The file holds digests only; a secret is seen once, when it is made."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from orchestrator.errors import ApiError, ConfigError
+from orchestrator.model import Scope
+from orchestrator.upstream import Headers
+
+SECRET_PREFIX = "orc_"
+SECRET_BYTES = 32
+KEYS_BYTES_MAX = 4 * 2**20
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """What one secret may do."""
+
+    name: str
+    scopes: frozenset[Scope]
+    models: tuple[str, ...] = ("*",)
+    """Patterns as in a shell, but ``*`` crosses ``/``."""
+    expires_unix: float | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether the model is among its patterns."""
+        return any(pattern == "*" or fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+
+
+ANYBODY = Key(name="", scopes=frozenset(Scope))
+"""Who calls where no key file is: loopback only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """One reading of the key file: keys by the digest of their secret."""
+
+    by_digest: Mapping[str, Key] = field(default_factory=dict)
+
+    def find(self, secret: str, now_unix: float) -> Key | None:
+        """The key of a secret; None when there is none, or it has expired.
+
+        The look-up is by digest, so its time tells nothing of a secret; the comparison is constant-time.
+        """
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+        for known, key in self.by_digest.items():
+            if hmac.compare_digest(known, digest):
+                return key if key.expires_unix is None or now_unix < key.expires_unix else None
+        return None
+
+
+class KeyRing:
+    """The keys in force. Re-reads the file when it changes; a bad or missing one keeps the old in force.
+
+    Raises `ConfigError` when the file is there at start and can't be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = _stamp(path)
+        self._keys = read_keys(path) if self._stamp else None
+        self._known: dict[bytes, Key] = {}
+        self.error = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether everybody may do everything, since there has been no key file."""
+        return self._keys is None
+
+    def refresh(self) -> None:
+        """Take a changed file. Cheap when it has not changed; called every second or so."""
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            self._known = {}  # expiries are looked at anew
+            return
+        self._stamp = stamp
+        try:
+            self._keys = read_keys(self._path)
+            self.error = ""
+        except ConfigError as error:
+            self.error = f"the changed key file is not used, the old keys stay in force: {error}"
+            log.error("keys_not_reloaded", error=str(error))
+        self._known = {}
+
+    def admit(self, headers: Headers, scope: Scope) -> Key:
+        """The key of a request that may use `scope`. Raises `ApiError` 401 or 403."""
+        if self._keys is None:
+            return ANYBODY
+        secret = bearer(headers)
+        if secret is None:
+            raise _unauthorized("no API key given: send Authorization: Bearer …")
+        key = self._known.get(secret) or self._find(secret)
+        if scope not in key.scopes and Scope.ADMIN not in key.scopes:
+            raise ApiError(403, f"this key lacks the scope {scope}", code="insufficient_scope")
+        return key
+
+    def _find(self, secret: bytes) -> Key:
+        assert self._keys is not None
+        key = self._keys.find(secret.decode("latin-1"), time.time())
+        if key is None:
+            raise _unauthorized("the API key is not valid")
+        self._known[secret] = key
+        return key
+
+
+def bearer(headers: Headers) -> bytes | None:
+    """The secret of ``Authorization: Bearer`` or, as Anthropic's SDK sends it, ``x-api-key``."""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip()
+        if name == b"x-api-key":
+            return value
+    return None
+
+
+def read_keys(path: Path) -> Keys:
+    """Read a key file; blocks on a small file. Raises `ConfigError` that names the entry, never a secret."""
+    by_digest: dict[str, Key] = {}
+    for place, entry in enumerate(_entries(path)):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{path}: keys[{place}] has no name")
+        digest = _digest(path, name, entry)
+        if digest in by_digest:
+            raise ConfigError(f"{path}: key {name!r} has the secret of another")
+        by_digest[digest] = _key(path, name, entry)
+    return Keys(by_digest=by_digest)
+
+
+def new_key(path: Path, name: str, scopes: list[Scope], *, models: list[str], expires: str | None) -> str:
+    """Add a key; returns its secret, which is kept nowhere. Raises `ConfigError`. Blocks."""
+    entries = _entries(path) if path.exists() else []
+    if any(entry.get("name") == name for entry in entries):
+        raise ConfigError(f"there is a key {name!r} already; revoke it first")
+    secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    entry: dict[str, Any] = {
+        "name": name,
+        "sha256": hashlib.sha256(secret.encode()).hexdigest(),
+        "scopes": [str(scope) for scope in scopes],
+    }
+    if models:
+        entry["models"] = models
+    if expires:
+        entry["expires"] = expires
+    _key(path, name, entry)
+    _write(path, [*entries, entry])
+    return secret
+
+
+def list_keys(path: Path) -> list[dict[str, Any]]:
+    """The entries, without digests."""
+    entries = _entries(path) if path.exists() else []
+    return [{k: v for k, v in entry.items() if k not in ("sha256", "key")} for entry in entries]
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Remove a key. Raises `ConfigError` when there is none of that name."""
+    entries = _entries(path) if path.exists() else []
+    left = [entry for entry in entries if entry.get("name") != name]
+    if len(left) == len(entries):
+        raise ConfigError(f"there is no key {name!r}")
+    _write(path, left)
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.stat().st_size > KEYS_BYTES_MAX:
+            raise ConfigError(f"{path}: larger than {KEYS_BYTES_MAX} bytes")
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    entries = found.get("keys") if isinstance(found, dict) else None
+    if not isinstance(entries, list):
+        raise ConfigError(f'{path}: it should be {{"keys": […]}}')
+    return entries
+
+
+def _digest(path: Path, name: str, entry: Mapping[str, Any]) -> str:
+    plain, digest = entry.get("key"), entry.get("sha256")
+    if isinstance(plain, str) and plain and digest is None:
+        log.warning("plain_key", key=name, remedy="store its sha256 instead: `orchestrator keys new`")
+        return hashlib.sha256(plain.encode()).hexdigest()
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise ConfigError(f"{path}: key {name!r} needs sha256: 64 hex digits")
+    return digest.lower()
+
+
+def _key(path: Path, name: str, entry: Mapping[str, Any]) -> Key:
+    scopes, models = entry.get("scopes"), entry.get("models", ["*"])
+    if not isinstance(scopes, list) or not scopes or not all(s in set(Scope) for s in scopes):
+        raise ConfigError(f"{path}: key {name!r}: scopes are some of {', '.join(Scope)}")
+    if not isinstance(models, list) or not all(isinstance(m, str) and m for m in models):
+        raise ConfigError(f"{path}: key {name!r}: models is a list of patterns")
+    return Key(
+        name=name,
+        scopes=frozenset(Scope(s) for s in scopes),
+        models=tuple(models),
+        expires_unix=_expiry(path, name, entry.get("expires")),
+    )
+
+
+def _expiry(path: Path, name: str, text: object) -> float | None:
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise ConfigError(f"{path}: key {name!r}: expires is a time as 2027-01-31T00:00:00Z") from None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
+def _write(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Replace the file at once, readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        json.dump({"keys": entries}, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+
+def _unauthorized(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})

@@ -1,0 +1,180 @@
+"""uvicorn's httptools protocol with limits and receive deadlines.
+
+uvicorn 0.54 keeps slow heads, slow bodies and silent connections open for ever, takes heads of any size and
+requests without Host. Here every connection carries one `deadline`; a sweep over all of them, twice a second,
+cuts those that are past it, so a request costs no timer. A body is judged by its rate, as Apache's
+mod_reqtimeout does (https://httpd.apache.org/docs/2.4/mod/mod_reqtimeout.html), so a long upload is not cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Callable
+from http import HTTPStatus
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from orchestrator.config import ServerSettings
+from orchestrator.errors import ApiError
+from orchestrator.proxy import CONNECTION
+
+
+class _Refused(Exception):
+    """Raised within a parser callback to stop parsing; the answer is in `GuardedProtocol._refusal`."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One client connection, and its own ASGI extension ``orchestrator.connection``.
+
+    An app may set `on_close` while it answers, to learn at once that the client left (half-closing counts as
+    leaving), and may `abort` it.
+    """
+
+    def __init__(self, limits: ServerSettings, **uvicorn: object) -> None:
+        super().__init__(**uvicorn)  # type: ignore[arg-type]
+        self._limits = limits
+        self._refusal: ApiError | None = None
+        self._closed = False
+        self._in_head = False
+        self._body_began_at = 0.0
+        self._body_bytes = 0
+        self.deadline = math.inf
+        """On the loop's clock: when the client is cut unless more of its request has come."""
+        self.on_close: Callable[[], None] | None = None
+
+    def abort(self) -> None:
+        """Cut the connection hard: an answer without its end, which the client can't take for whole."""
+        self.transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Cut the connection if its deadline has passed."""
+        if now < self.deadline or self._closed:
+            return
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and (self._in_head or self.cycle.response_started):
+            return  # the next request of a pipeline, or a body nobody waits for: the answer goes first
+        if self.flow.read_paused:
+            self.deadline = now + self._limits.body_timeout_s  # we are the slow ones
+            return
+        self._refuse(ApiError(408, "the request came too slowly", code="request_timeout"))
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.deadline = self.loop.time() + self._limits.header_timeout_s
+        if len(self.connections) > self._limits.connections_max:
+            headers = {"retry-after": "1"}
+            self._refuse(ApiError(503, "too many connections", code="too_many_connections", headers=headers))
+
+    def data_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return  # we stay with HTTP/1.1, as a server may (RFC 9110, 7.8)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or ApiError(400, "the request is not valid HTTP", code="invalid_http"))
+            return
+        if self._in_head:
+            self._head_bytes += len(data)  # one field that never ends is shown by the parser only when whole
+            if self._head_bytes > self._limits.header_bytes_max or not self._fits():
+                self._refuse(_head_too_large())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._closed = True
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
+
+    # --- parser callbacks ---
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
+        self._in_head = True
+        self._head_bytes = 0
+        self.deadline = self.loop.time() + self._limits.header_timeout_s
+
+    def on_headers_complete(self) -> None:
+        if not self._fits():
+            self._stop(_head_too_large())
+        if problem := self._problem():
+            self._stop(ApiError(400, problem, code="invalid_http"))
+        try:
+            super().on_headers_complete()
+        except (httptools.HttpParserError, UnicodeDecodeError):
+            self._stop(ApiError(400, "the request target is not valid", code="invalid_http"))
+        self._in_head = False
+        self._body_bytes = 0
+        self._body_began_at = self.loop.time()
+        self.deadline = self._body_began_at + self._limits.body_timeout_s
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        earned_s = self._body_bytes / self._limits.body_bytes_per_s_min
+        self.deadline = self._body_began_at + self._limits.body_timeout_s + earned_s
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.deadline = math.inf
+        super().on_message_complete()
+
+    def _fits(self) -> bool:
+        """Whether the fields that have come are within the limits."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.headers) <= self._limits.headers_max and size <= self._limits.header_bytes_max
+
+    def _problem(self) -> str:
+        """What is wrong with a head that parsed; empty: nothing."""
+        if self.parser.get_method() == b"CONNECT" or not self.url.startswith((b"/", b"http://", b"https://")):
+            return "the request target is not a path"
+        if b"#" in self.url:
+            return "the request target has a fragment"
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts != 1 and (hosts > 1 or self.parser.get_http_version() == "1.1"):
+            return "a request has exactly one Host field"
+        return ""
+
+    # --- refusing ---
+
+    def _stop(self, refusal: ApiError) -> None:
+        self._refusal = refusal
+        raise _Refused
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer before any app sees the request, and close."""
+        self._closed = True
+        if self.transport.is_closing():
+            return
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if not (answering and self.cycle.response_started):
+            self.transport.write(_answer(error))
+        self.transport.close()
+
+
+def _head_too_large() -> ApiError:
+    return ApiError(431, "the request head is too large", code="headers_too_large")
+
+
+def _answer(error: ApiError) -> bytes:
+    body = msgspec.json.encode(error.body())
+    fields = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        "x-request-id": f"req-{secrets.token_hex(10)}",
+        **error.headers,
+    }
+    lines = [
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+        *(f"{k}: {v}" for k, v in fields.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -1,0 +1,122 @@
+"""Runs the service under uvicorn: limits, signals, draining."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import socket
+import sys
+from types import FrameType
+from typing import Protocol
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from orchestrator.config import Settings
+from orchestrator.errors import OrchestratorError
+from orchestrator.guard import GuardedProtocol
+
+BACKLOG = 2048
+SWEEP_TICKS = 5
+"""uvicorn ticks ten times a second; connections are swept at every fifth."""
+
+
+class AddressInUse(OrchestratorError):
+    """The address can't be listened on."""
+
+
+class Drainable(Protocol):
+    """What is served."""
+
+    def asgi(self) -> ASGIApp:
+        """The outermost app."""
+
+    def drain(self) -> None:
+        """The service has been told to end; requests in flight go on."""
+
+
+def serve(service: Drainable, settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal says to end. Blocks. Prints ``listening on http://H:P`` once it answers."""
+    config = uvicorn.Config(
+        service.asgi(),
+        loop="uvloop",
+        http=functools.partial(GuardedProtocol, settings.server),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=math.ceil(settings.server.keep_alive_s),
+        timeout_graceful_shutdown=math.ceil(settings.defaults.drain_timeout_s),
+    )
+    logging.getLogger("uvicorn.error").addFilter(_no_cut_streams)
+    Server(config, service, address(listener)).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the address, which tells a taken port before anything is started. Raises `AddressInUse`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise AddressInUse(f"can't listen on {host}:{port}: {error.strerror}; try another --port") from None
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """``http://H:P`` of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our sweep, our farewell, and a second signal that ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Drainable, url: str) -> None:
+        super().__init__(config)
+        self._service = service
+        self._url = url
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains. The second ends the process now: engines run on, the next start adopts them."""
+        if self.should_exit:
+            os._exit(1)
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            print(f"listening on {self._url}", flush=True)
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's tick, and the sweep of slow connections."""
+        if counter % SWEEP_TICKS == 0:
+            self._sweep()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain: no new connections, requests in flight get their time."""
+        if sys.stderr.isatty():
+            print("ending; a second Ctrl-C ends it at once", file=sys.stderr)
+        self._service.drain()
+        await super().shutdown(sockets)
+
+    def _sweep(self) -> None:
+        if not self.server_state.connections:
+            return
+        now = next(iter(self.server_state.connections)).loop.time()
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, GuardedProtocol):
+                connection.sweep(now)
+
+
+def _no_cut_streams(record: logging.LogRecord) -> bool:
+    """A stream that we cut, because its engine died or its client left, is no error of the app."""
+    return not record.getMessage().startswith("ASGI callable returned without completing response")
