@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.activator import Activator, Route
 from orchestrator.auth import KeyRing
-from orchestrator.config import Settings, Watched, deployments
+from orchestrator.config import Settings, Watched, cache_dir, deployments
 from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
 from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
@@ -29,7 +29,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.proxy import Proxy
 from orchestrator.reconcile import Reconciler
 from orchestrator.upstream import Timeouts
-from runtimes.engines import ENGINES
+from runtimes.engines import engines
 from runtimes.process import ProcessRuntime
 from storage.catalog import Catalog
 from storage.history import DuckHistory
@@ -110,7 +110,7 @@ class Service:
             deployments=wanted,
             runtime=self._runtime,
             weights=self._weights,
-            engines=ENGINES,
+            engines=engines(cache_dir(os.environ)),
             history=self._history,
             activator=self._activator,
             metrics=self._metrics,
@@ -175,9 +175,7 @@ class Service:
             "keys": _check(not self._keys.error, self._keys.error),
             "configuration": _check(not self._watched.error, self._watched.error),
             "history": _check(not self._catalog.error, self._catalog.error),
-            "disk": _check(
-                free_bytes > DISK_FREE_BYTES_MIN, f"{free_bytes // 2**20} MiB free in the data folder"
-            ),
+            "disk": _check(free_bytes > DISK_FREE_BYTES_MIN, f"{free_bytes // 2**20} MiB free in the data folder"),
         }
 
     # --- running ---

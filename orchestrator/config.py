@@ -126,9 +126,7 @@ class ModelSettings(Table):
 class Settings(BaseSettings):
     """All of it. Made by `load`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     server: ServerSettings = ServerSettings()
     auth: AuthSettings = AuthSettings()
@@ -191,10 +189,7 @@ def load(
 
 def deployments(settings: Settings, *, folder: Path | None = None) -> dict[str, Deployment]:
     """The configured models as values, defaults filled in. `folder` is what relative sources start from."""
-    return {
-        name: _deployment(name, m, settings.defaults, folder or Path.cwd())
-        for name, m in settings.models.items()
-    }
+    return {name: _deployment(name, m, settings.defaults, folder or Path.cwd()) for name, m in settings.models.items()}
 
 
 def _deployment(name: str, model: ModelSettings, defaults: Lifecycle, folder: Path) -> Deployment:
@@ -268,6 +263,13 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
 
 # The command line reads these; they are no settings of the service.
 _OTHER_VARIABLES = {"ORCHESTRATOR_URL", "ORCHESTRATOR_API_KEY", "ORCHESTRATOR_CACHE"}
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Where `orchestrator demo` keeps what it prepares: ``ORCHESTRATOR_CACHE``, else the user's cache folder."""
+    if found := environ.get("ORCHESTRATOR_CACHE"):
+        return Path(found).expanduser()
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "orchestrator"
 
 
 def known_keys() -> list[tuple[str, str]]:

@@ -165,9 +165,7 @@ class Control:
 
     async def _stream_events(self, request: Request, key: Key) -> Response:
         if self._events.full:
-            raise ApiError(
-                429, "too many listeners", code="too_many_listeners", headers={"retry-after": "10"}
-            )
+            raise ApiError(429, "too many listeners", code="too_many_listeners", headers={"retry-after": "10"})
         first = [("model", self.view(route)) for route in self._visible(key)]
         return StreamingResponse(self._events.stream(first), media_type="text/event-stream")
 
@@ -225,9 +223,7 @@ def _number(request: Request, name: str, default: int, low: int, high: int) -> i
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text)):
-        raise ApiError(
-            400, f"{name} is a whole number from {low} to {high}", param=name, code="invalid_value"
-        )
+        raise ApiError(400, f"{name} is a whole number from {low} to {high}", param=name, code="invalid_value")
     return min(int(text), high)
 
 
@@ -247,9 +243,7 @@ async def on_api_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405 in OpenAI's shape."""
     assert isinstance(error, HTTPException)
-    what = {404: "no such path", 405: "this path does not take that method"}.get(
-        error.status_code, error.detail
-    )
+    what = {404: "no such path", 405: "this path does not take that method"}.get(error.status_code, error.detail)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     told = ApiError(error.status_code, what, code=code)
     return Json(told.body(), error.status_code, headers=dict(error.headers or {}))

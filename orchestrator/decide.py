@@ -39,9 +39,7 @@ def decide(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> t
     """
     if not fleet.known:
         return ()
-    leaving = [
-        action for replica in fleet.replicas.values() for action in _leaving(deployments, fleet, replica, now)
-    ]
+    leaving = [action for replica in fleet.replicas.values() for action in _leaving(deployments, fleet, replica, now)]
     return (*leaving, *_arriving(deployments, fleet, now))
 
 
@@ -68,9 +66,7 @@ def wanted(deployment: Deployment, fleet: Fleet, now: float) -> bool:
     return now - since < max(deployment.idle_timeout_s, DEMAND_S_MIN)
 
 
-def _leaving(
-    deployments: Mapping[str, Deployment], fleet: Fleet, replica: Replica, now: float
-) -> Iterator[Action]:
+def _leaving(deployments: Mapping[str, Deployment], fleet: Fleet, replica: Replica, now: float) -> Iterator[Action]:
     """What a replica that should go is due.
 
     1. failed: stopped, so that its traces and leases are cleared.
@@ -121,11 +117,7 @@ def _arriving(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -
         weights = fleet.weights.get(deployment.name, Weights(state=WeightsState.ABSENT))
         present = weights.state is WeightsState.PRESENT
         want = wanted(deployment, fleet, now)
-        if (
-            not present
-            and weights.state is not WeightsState.PULLING
-            and (want or _pull_asked(deployment, fleet))
-        ):
+        if not present and weights.state is not WeightsState.PULLING and (want or _pull_asked(deployment, fleet)):
             yield Pull(model=deployment.name)
         if not want or not present or (deployment.gpus or 0) > len(free):
             continue

@@ -45,9 +45,7 @@ def expect(model: str, engine: EngineKind, spec: str, history: Sequence[StartRec
     own = [start for start in ready if start.model == model]
     same = [start for start in own if start.spec == spec] or own or ready
     seen = _medians(same[:STARTS_MAX])
-    rates = [
-        s.pulled_bytes / s.seconds[Phase.PULLING] for s in history if s.pulled_bytes and _pulled_s(s) > 1
-    ]
+    rates = [s.pulled_bytes / s.seconds[Phase.PULLING] for s in history if s.pulled_bytes and _pulled_s(s) > 1]
     return Expected(
         seconds={**DEFAULT_S[engine], **seen},
         pull_bytes_per_s=median(rates[:STARTS_MAX]) if rates else PULL_BYTES_PER_S_DEFAULT,

@@ -100,9 +100,7 @@ def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool 
     """Count a failure: the next attempt waits twice as long as the last did, at most BACKOFF_MAX_S."""
     failures = fleet.backoff.get(model, Backoff()).failures + 1
     wait_s = min(BACKOFF_BASE_S * 2.0 ** min(failures - 1, 16), BACKOFF_MAX_S)
-    backoff = Backoff(
-        failures=failures, failed_at=now, retry_at=now + wait_s, error=error, permanent=permanent
-    )
+    backoff = Backoff(failures=failures, failed_at=now, retry_at=now + wait_s, error=error, permanent=permanent)
     return replace(fleet, backoff={**fleet.backoff, model: backoff})
 
 

@@ -102,13 +102,9 @@ class _Gauges:
         self._activator = activator
 
     def collect(self) -> Iterable[Metric]:
-        phase = GaugeMetricFamily(
-            "orchestrator_model_phase", "1 for the phase it is in.", labels=["model", "phase"]
-        )
+        phase = GaugeMetricFamily("orchestrator_model_phase", "1 for the phase it is in.", labels=["model", "phase"])
         held = GaugeMetricFamily("orchestrator_held_requests", "Requests held.", labels=["model"])
-        flight = GaugeMetricFamily(
-            "orchestrator_in_flight_requests", "Requests at engines.", labels=["model"]
-        )
+        flight = GaugeMetricFamily("orchestrator_in_flight_requests", "Requests at engines.", labels=["model"])
         ready = GaugeMetricFamily("orchestrator_ready_replicas", "Ready replicas.", labels=["model"])
         for model, route in self._activator.routes.items():
             for each in Phase:

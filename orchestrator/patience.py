@@ -45,9 +45,7 @@ def patience(headers: Headers, hold_max_s: float) -> Patience:
         return Patience(hold_s=hold_s, applied=b"wait=%d" % hold_s, progress="progress" in preferences)
     if (_number(fields.get(b"x-stainless-retry-count")) or 0) < 1:
         return Patience()
-    timeout_s = _number(fields.get(b"x-stainless-read-timeout")) or _number(
-        fields.get(b"x-stainless-timeout")
-    )
+    timeout_s = _number(fields.get(b"x-stainless-read-timeout")) or _number(fields.get(b"x-stainless-timeout"))
     stands_s = RETRY_HOLD_DEFAULT_S if timeout_s is None else timeout_s * CLIENT_TIMEOUT_SHARE
     return Patience(hold_s=min(stands_s, hold_max_s))
 

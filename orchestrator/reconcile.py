@@ -212,9 +212,7 @@ class Reconciler:
         except Exception as error:
             self._metrics.loop_errors.labels(key[0].__name__.lower()).inc()
             expected = isinstance(error, OrchestratorError | OSError)
-            log.error(
-                "effect_failed", effect=key[0].__name__, on=key[1], error=str(error), exc_info=not expected
-            )
+            log.error("effect_failed", effect=key[0].__name__, on=key[1], error=str(error), exc_info=not expected)
         finally:
             self._effects.pop(key, None)
             self.wake()
@@ -253,11 +251,7 @@ class Reconciler:
             )
             await self._runtime.launch(spec)
         except Exception as error:
-            text = (
-                str(error)
-                if isinstance(error, OrchestratorError | OSError)
-                else "the launch failed: see the log"
-            )
+            text = str(error) if isinstance(error, OrchestratorError | OSError) else "the launch failed: see the log"
             self._outcome(lambda fleet, now: step.launch_failed(fleet, action, text, now))
             raise
         log.info("launched", model=deployment.name, replica=action.replica)

@@ -46,9 +46,7 @@ def describe(route: Route) -> str:
         return "starting: waiting for its turn"
     if phase in (Phase.STARTING, Phase.LOADING):
         note = note_of(route)
-        return (
-            f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"
-        )
+        return f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"
     if phase is Phase.DRAINING:
         return "leaving; the next request starts it again"
     return "ready" if phase is Phase.READY else "cold; its start begins now"

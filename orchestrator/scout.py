@@ -18,9 +18,7 @@ STARTING_PROBE_S = 0.1
 READY_PROBE_S = 2.0
 LOG_READ_S = 1.0
 LOG_TAIL_BYTES = 64 * 2**10
-PROBE_TIMEOUTS = Timeouts(
-    connect_timeout_s=2, first_byte_timeout_s=5, stream_idle_timeout_s=5, request_timeout_s=5
-)
+PROBE_TIMEOUTS = Timeouts(connect_timeout_s=2, first_byte_timeout_s=5, stream_idle_timeout_s=5, request_timeout_s=5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,11 +94,7 @@ class Scout:
         if _needs_autopsy(instance, fleet):
             if instance.id not in self._failures:
                 self._begin(instance.id, self._autopsy(instance, deployment))
-        elif (
-            instance.state is InstanceState.RUNNING
-            and instance.endpoint
-            and now >= self._due.get(instance.id, 0)
-        ):
+        elif instance.state is InstanceState.RUNNING and instance.endpoint and now >= self._due.get(instance.id, 0):
             if replica is not None and replica.phase in (Phase.DRAINING, Phase.FAILED):
                 return
             ready = replica is not None and replica.phase is Phase.READY
@@ -121,9 +115,7 @@ class Scout:
             self._busy.discard(replica)
             self._news.set()
 
-    async def _probe(
-        self, instance: Instance, endpoint: str, deployment: Deployment, *, read_log: bool
-    ) -> None:
+    async def _probe(self, instance: Instance, endpoint: str, deployment: Deployment, *, read_log: bool) -> None:
         path = self._engines[deployment.engine].health_path(deployment)
         healthy = await answers(endpoint, path)
         self._healthy[instance.id] = healthy

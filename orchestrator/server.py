@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
         self._url = url
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains. The second ends the process now: engines run on, the next start adopts them."""
+        """The first signal drains. The second ends the process now: engines run on, to be adopted."""
         if self.should_exit:
             os._exit(1)
         self.should_exit = True

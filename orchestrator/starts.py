@@ -14,9 +14,7 @@ def ended_starts(
     records = []
     for model, track in after.tracks.items():
         old = before.tracks.get(model)
-        ended = (
-            track.phase in (Phase.READY, Phase.FAILED) and old is not None and old.phase is not track.phase
-        )
+        ended = track.phase in (Phase.READY, Phase.FAILED) and old is not None and old.phase is not track.phase
         if ended and track.start_at is not None and track.seconds and not _adopted(after, model):
             records.append(_record(after, deployments[model], track, unix, now))
     return tuple(records)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import cast
 
 import httptools
 
@@ -149,8 +150,7 @@ class Connection(asyncio.Protocol):
     # --- the transport's side ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by behaviour only
 
     def data_received(self, data: bytes) -> None:
         if self.answered:

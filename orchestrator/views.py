@@ -21,15 +21,11 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], now: 
         "phase": route.track.phase,
         "progress": None if done is None else round(done, 4),
         "note": note_of(route) or ("" if route.track.phase in (Phase.COLD, Phase.READY) else describe(route)),
-        "elapsed_s": _rounded(
-            now - (route.track.start_at or now) if on_its_way else now - route.track.phase_at
-        ),
+        "elapsed_s": _rounded(now - (route.track.start_at or now) if on_its_way else now - route.track.phase_at),
         "eta_s": _rounded(eta_s if on_its_way else None),
         "expected_s": _rounded(eta_s),
         "error": route.backoff.error if route.backoff and not route.lanes else "",
-        "retry_s": _rounded(max(route.backoff.retry_at - now, 0.0))
-        if route.backoff and not route.lanes
-        else None,
+        "retry_s": _rounded(max(route.backoff.retry_at - now, 0.0)) if route.backoff and not route.lanes else None,
         "in_flight": sum(lane.in_flight for lane in route.lanes),
         "held": held,
         "idle_s": _idle_s(route, now),

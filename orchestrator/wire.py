@@ -14,9 +14,7 @@ from orchestrator.upstream import Headers
 ERROR_BYTES_MAX = 2**20
 """How much of an engine's error answer is read; the rest is dropped."""
 
-_TO_ENGINE = frozenset(
-    {b"content-type", b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate"}
-)
+_TO_ENGINE = frozenset({b"content-type", b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate"})
 _TO_ENGINE_PREFIXES = (b"openai-", b"anthropic-", b"x-stainless-")
 # Hop-by-hop fields (RFC 9110, 7.6.1), and what we say ourselves.
 _NOT_TO_CLIENT = frozenset(
@@ -38,9 +36,7 @@ _NOT_TO_CLIENT = frozenset(
 _FIELD_VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
-def request_head(
-    path: bytes, query: bytes, authority: bytes, headers: Headers, request_id: bytes, size: int
-) -> bytes:
+def request_head(path: bytes, query: bytes, authority: bytes, headers: Headers, request_id: bytes, size: int) -> bytes:
     """The head of the request to an engine. `path` is from our own table; credentials stay here."""
     target = path + b"?" + query if query else path
     lines = [
@@ -48,9 +44,7 @@ def request_head(
         % (target, authority, size, request_id)
     ]
     lines += [
-        b"%b: %b" % header
-        for header in headers
-        if header[0] in _TO_ENGINE or header[0].startswith(_TO_ENGINE_PREFIXES)
+        b"%b: %b" % header for header in headers if header[0] in _TO_ENGINE or header[0].startswith(_TO_ENGINE_PREFIXES)
     ]
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
@@ -106,9 +100,7 @@ async def send_json(send: Send, status: int, content: Any, headers: Headers) -> 
 async def send_error(send: Send, error: ApiError, request_id: bytes, ours: Headers | None = None) -> None:
     """An `ApiError` as an answer."""
     headers = [(key.encode(), value.encode()) for key, value in error.headers.items()]
-    await send_json(
-        send, error.status, error.body(), [*headers, (b"x-request-id", request_id), *(ours or [])]
-    )
+    await send_json(send, error.status, error.body(), [*headers, (b"x-request-id", request_id), *(ours or [])])
 
 
 def sse_event(content: dict[str, Any]) -> bytes:

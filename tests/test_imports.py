@@ -10,7 +10,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WIRING = {"orchestrator/app.py", "orchestrator/doctor.py"}
 PURE = ("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views")
-NOT_PURE = {"asyncio", "httpx", "logging", "os", "pathlib", "random", "secrets", "socket", "structlog", "subprocess"}
+NOT_PURE = {
+    "asyncio",
+    "httpx",
+    "logging",
+    "os",
+    "pathlib",
+    "random",
+    "secrets",
+    "socket",
+    "structlog",
+    "subprocess",
+}
 
 
 def _imports(path: Path) -> set[str]:

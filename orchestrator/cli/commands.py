@@ -1,0 +1,163 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="orchestrator",
+    help="Serverless for self-hosted language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys_app, name="keys")
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="orchestrator.toml to read.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Url = Annotated[str | None, typer.Option("--url", help="The service; default: ORCHESTRATOR_URL, or as configured.")]
+Model = Annotated[str, typer.Argument(help="A configured model's id.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"orchestrator {version('orchestrator')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Serverless for self-hosted language models."""
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+) -> None:
+    """Run the service."""
+    from orchestrator.cli.service import run_service
+
+    flags: dict[str, Any] = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    run_service(config, {"server": flags})
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option(help="Keep the service running at the end.")] = False,
+) -> None:
+    """First run: a small real model on a real engine of this machine, from cold to an answer and back."""
+    from orchestrator.demo.run import run_demo
+
+    raise typer.Exit(run_demo(keep=keep))
+
+
+@app.command()
+def ps(as_json: Json = False, url: Url = None, config: Config = None) -> None:
+    """Show the models: phase, progress, requests, when they stop."""
+    from orchestrator.cli import remote
+
+    remote.ps(remote.connect(url, config), as_json=as_json)
+
+
+@app.command()
+def start(
+    model: Model,
+    wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
+    as_json: Json = False,
+    url: Url = None,
+    config: Config = None,
+) -> None:
+    """Start a model as a request would, and watch it."""
+    from orchestrator.cli import remote
+
+    raise typer.Exit(remote.start(remote.connect(url, config), model, wait=wait, as_json=as_json))
+
+
+@app.command()
+def stop(model: Model, as_json: Json = False, url: Url = None, config: Config = None) -> None:
+    """Drain a model and stop it; returns when it is gone."""
+    from orchestrator.cli import remote
+
+    raise typer.Exit(remote.stop(remote.connect(url, config), model, as_json=as_json))
+
+
+@app.command()
+def pull(model: Model, as_json: Json = False, url: Url = None, config: Config = None) -> None:
+    """Fetch a model's weights."""
+    from orchestrator.cli import remote
+
+    raise typer.Exit(remote.pull(remote.connect(url, config), model, as_json=as_json))
+
+
+@app.command()
+def logs(
+    model: Annotated[str, typer.Argument(help="A model's or a replica's id.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the engine writes.")] = False,
+    tail_kib: Annotated[int, typer.Option("--tail", min=0, max=4096, help="How much of the end, in KiB.")] = 64,
+    url: Url = None,
+    config: Config = None,
+) -> None:
+    """Show the log of a model's newest engine, live or gone."""
+    from orchestrator.cli import remote
+
+    remote.logs(remote.connect(url, config), model, follow=follow, tail_bytes=tail_kib * 1024)
+
+
+@app.command()
+def doctor(config: Config = None, as_json: Json = False) -> None:
+    """Check this machine and the configuration; each finding with its remedy."""
+    from orchestrator.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(config, as_json=as_json))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Reproduce the README's figures; see `orchestrator bench --help`."""
+    from bench.__main__ import main as bench_main
+
+    raise typer.Exit(bench_main(context.args))
+
+
+@keys_app.command("new")
+def keys_new(
+    name: str,
+    scope: Annotated[list[str], typer.Option(help="realtime, batch, upload, eval, monitor, admin; repeatable.")],
+    model: Annotated[list[str] | None, typer.Option(help="Pattern of models it may use; repeatable.")] = None,
+    expires: Annotated[str | None, typer.Option(help="As 2027-01-31T00:00:00Z.")] = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Make a key. Its secret is shown this once."""
+    from orchestrator.cli.keys import new
+
+    new(config, name, scope, model or [], expires, as_json=as_json)
+
+
+@keys_app.command("list")
+def keys_list(as_json: Json = False, config: Config = None) -> None:
+    """List the keys, without secrets."""
+    from orchestrator.cli.keys import show
+
+    show(config, as_json=as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(name: str, config: Config = None) -> None:
+    """Remove a key; a running service follows within seconds."""
+    from orchestrator.cli.keys import revoke
+
+    revoke(config, name)

@@ -1,0 +1,46 @@
+"""``orchestrator keys``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from orchestrator.auth import list_keys, new_key, revoke_key
+from orchestrator.config import load
+from orchestrator.errors import ConfigError
+from orchestrator.model import Scope
+
+
+def new(
+    config: Path | None, name: str, scopes: list[str], models: list[str], expires: str | None, *, as_json: bool
+) -> None:
+    """Make a key and show its secret."""
+    unknown = [scope for scope in scopes if scope not in set(Scope)]
+    if unknown:
+        raise ConfigError(f"no scope {unknown[0]!r}; there are {', '.join(Scope)}")
+    path = load(config).auth.keys_file
+    secret = new_key(path, name, [Scope(scope) for scope in scopes], models=models, expires=expires)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "key": secret, "scopes": scopes}))
+        return
+    typer.echo(secret)
+    typer.echo(f"kept as a digest in {path}; the secret is not shown again", err=True)
+
+
+def show(config: Path | None, *, as_json: bool) -> None:
+    """List the keys."""
+    keys = list_keys(load(config).auth.keys_file)
+    if as_json:
+        typer.echo(json.dumps({"object": "list", "data": keys}))
+        return
+    for key in keys:
+        models, expires = ",".join(key.get("models", ["*"])), key.get("expires", "never")
+        typer.echo(f"{key['name']}\t{','.join(key['scopes'])}\tmodels {models}\texpires {expires}")
+
+
+def revoke(config: Path | None, name: str) -> None:
+    """Remove a key."""
+    revoke_key(load(config).auth.keys_file, name)
+    typer.echo(f"revoked {name}")

@@ -1,0 +1,221 @@
+"""The commands that talk to a running service, by its HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from orchestrator.errors import OrchestratorError
+
+POLL_S = 0.25
+PLAIN_LINE_S = 5.0
+"""How often a line is printed where there is no terminal to redraw."""
+TIMEOUT_S = 30.0
+
+
+class Remote:
+    """A running service."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        import httpx
+
+        self.url = url
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+
+    def get(self, path: str, **query: str) -> Any:
+        """The JSON of an answer. Raises `OrchestratorError` with a sentence for people."""
+        return self._call("GET", path, query)
+
+    def post(self, path: str) -> Any:
+        """Likewise."""
+        return self._call("POST", path, {})
+
+    def stream(self, path: str, **query: str) -> Iterator[bytes]:
+        """The bytes of an answer as they come."""
+        import httpx
+
+        try:
+            with self._client.stream("GET", path, params=query, timeout=None) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _error(answer)
+                yield from answer.iter_bytes()
+        except httpx.TransportError:
+            raise OrchestratorError(f"the orchestrator at {self.url} went away") from None
+
+    def _call(self, method: str, path: str, query: dict[str, str]) -> Any:
+        import httpx
+
+        try:
+            answer = self._client.request(method, path, params=query)
+        except httpx.TransportError:
+            raise OrchestratorError(
+                f"no orchestrator answers at {self.url}; start it with `orchestrator serve`, or name it with --url"
+            ) from None
+        if answer.status_code >= 400:
+            raise _error(answer)
+        return answer.json()
+
+
+def connect(url: str | None, config: Path | None) -> Remote:
+    """The service that the options, the environment or the configuration name."""
+    from orchestrator.config import load
+
+    found = url or os.environ.get("ORCHESTRATOR_URL")
+    if not found:
+        server = load(config).server
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        found = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{server.port}"
+    return Remote(found.rstrip("/"), os.environ.get("ORCHESTRATOR_API_KEY"))
+
+
+def ps(remote: Remote, *, as_json: bool) -> None:
+    """All models."""
+    models = remote.get("/api/models")
+    if as_json:
+        typer.echo(json.dumps(models))
+        return
+    rows = [_row(model) for model in models["data"]]
+    if not rows:
+        typer.echo('no models are configured: add [models."org/name"] to orchestrator.toml')
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("MODEL", "PHASE", "ETA", "REQUESTS", "IDLE", "WHAT"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def start(remote: Remote, model: str, *, wait: bool, as_json: bool) -> int:
+    """Ask for the model; 0 when it is ready."""
+    view = remote.post(f"/api/models/{model}/start")
+    if wait:
+        view = _watch(remote, model, lambda m: m["phase"] == "ready" or bool(_failure(m)), quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(view))
+    elif wait and view["phase"] == "ready":
+        typer.echo(f"{model} is ready")
+    return _outcome(view) if wait else 0
+
+
+def stop(remote: Remote, model: str, *, as_json: bool) -> int:
+    """Stop the model; 0 when it is gone."""
+    remote.post(f"/api/models/{model}/stop")
+    view = _watch(remote, model, lambda m: not m["replicas"], quiet=as_json)
+    typer.echo(json.dumps(view) if as_json else f"{model} is stopped")
+    return 0
+
+
+def pull(remote: Remote, model: str, *, as_json: bool) -> int:
+    """Fetch the weights; 0 when they are there."""
+    remote.post(f"/api/models/{model}/pull")
+
+    def ended(view: dict[str, Any]) -> bool:
+        return view["weights"]["state"] == "present" or bool(_failure(view))
+
+    view = _watch(remote, model, ended, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(view))
+    elif view["weights"]["state"] == "present":
+        typer.echo(f"{model}: {_size(view['weights']['total_bytes'])} of weights are here")
+    return 0 if view["weights"]["state"] == "present" else _outcome(view)
+
+
+def logs(remote: Remote, name: str, *, follow: bool, tail_bytes: int) -> None:
+    """The newest engine's log; `name` is a model or a replica."""
+    known = {model["id"]: model for model in remote.get("/api/models")["data"]}
+    replica = known[name]["last_replica"] if name in known else name
+    if replica is None:
+        raise OrchestratorError(f"{name} has not been started since the service began")
+    query = {"tail_bytes": str(tail_bytes), "follow": "1" if follow else "0"}
+    for chunk in remote.stream(f"/api/logs/{replica}", **query):
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+
+def progress_line(view: dict[str, Any]) -> str:
+    """One line on what a model is doing: phase, percent, bytes, elapsed and expected seconds."""
+    weights = view["weights"] or {}
+    parts = [view["phase"], view["note"]]
+    if view["phase"] == "pulling" and weights.get("total_bytes"):
+        rate = f" at {_size(weights['bytes_per_s'])}/s" if weights.get("bytes_per_s") else ""
+        parts = ["pulling", f"{_size(weights['done_bytes'])} of {_size(weights['total_bytes'])}{rate}"]
+    elif view["progress"] is not None:
+        parts.append(f"{view['progress']:.0%}")
+    parts.append(f"{view['elapsed_s']:.0f} s")
+    if view["eta_s"] is not None:
+        parts.append(f"about {view['eta_s']:.0f} s to go")
+    return " · ".join(part for part in parts if part)
+
+
+def _watch(remote: Remote, model: str, ended: Callable[[dict[str, Any]], bool], *, quiet: bool) -> dict[str, Any]:
+    """Follow a model until `ended`, with a line that is redrawn on a terminal, or repeated now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    told_at = float("-inf")
+    with console.status(f"{model}: …") as status:
+        if quiet or not console.is_terminal:
+            status.stop()
+        while True:
+            view: dict[str, Any] = remote.get(f"/api/models/{model}")
+            if ended(view):
+                return view
+            line = f"{model}: {progress_line(view)}"
+            if console.is_terminal:
+                status.update(line)
+            elif not quiet and time.monotonic() - told_at >= PLAIN_LINE_S:
+                told_at = time.monotonic()
+                console.print(line)
+            time.sleep(POLL_S)
+
+
+def _row(view: dict[str, Any]) -> tuple[str, ...]:
+    requests = f"{view['in_flight']}" + (f" +{view['held']} held" if view["held"] else "")
+    idle = "" if view["stops_in_s"] is None else f"stops in {view['stops_in_s']:.0f} s"
+    eta = "" if view["eta_s"] is None else f"{view['eta_s']:.0f} s"
+    what = view["error"] or ("" if view["phase"] == "ready" else progress_line(view) if view["note"] else "")
+    if view["error"] and view["retry_s"]:
+        what += f" (next attempt in {view['retry_s']:.0f} s)"
+    return view["id"], view["phase"], eta, requests, idle, what
+
+
+def _failure(view: dict[str, Any]) -> str:
+    return str(view["error"]) if view["phase"] == "failed" else ""
+
+
+def _outcome(view: dict[str, Any]) -> int:
+    if view["phase"] == "ready":
+        return 0
+    typer.echo(f"{view['id']} failed: {view['error']}", err=True)
+    return 1
+
+
+def _size(count: float | None) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if (count or 0) < 1000 or unit == "GB":
+            return f"{count or 0:.{0 if unit in ('B', 'kB') else 1}f} {unit}"
+        count = (count or 0) / 1000
+    return ""
+
+
+def _error(answer: Any) -> OrchestratorError:
+    try:
+        message = answer.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = f"it answered {answer.status_code}"
+    if answer.status_code in (401, 403):
+        message += "; set ORCHESTRATOR_API_KEY to a key with the scopes monitor and admin"
+    return OrchestratorError(message)

@@ -1,0 +1,43 @@
+"""``orchestrator serve``."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import Settings, Watched
+from orchestrator.errors import ConfigError
+
+
+def run_service(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> None:
+    """Serve until told to end. Blocks. Raises `ConfigError`, `server.AddressInUse`."""
+    watched = Watched(config, flags=flags)
+    settings = watched.load()
+    check_exposure(settings)
+    from orchestrator import logs, server
+    from orchestrator.app import Service
+
+    logs.configure()
+    listener = server.listen(settings.server.host, settings.server.port)
+    server.serve(Service(settings, watched), settings, listener)
+
+
+def check_exposure(settings: Settings) -> None:
+    """Without keys, everybody who reaches the address may do everything: then it must be loopback."""
+    host, keys_file = settings.server.host, settings.auth.keys_file
+    if keys_file.exists() or is_loopback(host):
+        return
+    raise ConfigError(
+        f"server.host {host} is reachable from other machines, and there is no key file {keys_file}:"
+        " make a key with `orchestrator keys new NAME --scope realtime`, or listen on 127.0.0.1"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

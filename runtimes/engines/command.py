@@ -1,0 +1,45 @@
+"""Any program that speaks the OpenAI API."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+
+from orchestrator.errors import PreflightFailed
+from orchestrator.model import Deployment, Progress
+from runtimes.engines.reading import failure_sentence
+
+
+class CommandEngine:
+    """`ports.Engine` for ``engine = "command"``."""
+
+    def argv(self, deployment: Deployment, weights_path: str | None) -> tuple[str, ...]:
+        """The operator's argv with ``{weights}`` and ``{model}`` filled in; other braces stay."""
+        return tuple(
+            part.replace("{weights}", weights_path or "").replace("{model}", deployment.name)
+            for part in (*deployment.command, *deployment.args)
+        )
+
+    def env(self, deployment: Deployment) -> Mapping[str, str]:
+        """Nothing of its own."""
+        return {}
+
+    def health_path(self, deployment: Deployment) -> str:
+        """As configured."""
+        return deployment.health_path
+
+    def preflight(self, deployment: Deployment, weights_path: str | None) -> None:
+        """The program exists, and has the weights that it asks for."""
+        program = deployment.command[0]
+        if shutil.which(program) is None:
+            raise PreflightFailed(f"{program}: no such program")
+        if not weights_path and any("{weights}" in part for part in deployment.command):
+            raise PreflightFailed("the command asks for {weights}, but the model has no source")
+
+    def progress(self, log_tail: str) -> Progress:
+        """Unknown programs tell nothing that we could read."""
+        return Progress()
+
+    def failure(self, log_tail: str, exit_code: int | None) -> str:
+        """See `reading.failure_sentence`."""
+        return failure_sentence(log_tail, exit_code)

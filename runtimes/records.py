@@ -1,0 +1,86 @@
+"""What is remembered of an engine process: one small file each, written before and after its birth. Blocking."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+LOGS_KEPT_MAX = 20
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,120}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """The facts of one engine. The field names in the file are the contract's labels where it has one."""
+
+    replica: str
+    instance: str
+    model: str
+    spec: str
+    port: int
+    gpus: tuple[str, ...] = ()
+    pid: int | None = None
+    """None: about to be started, or started by a process that died before it could say so."""
+    born_at: float | None = None
+    """The process's own start time, which tells it from a later one with the same pid."""
+
+
+class Records:
+    """The files, in a folder of ours."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "logs").mkdir(exist_ok=True)
+
+    def write(self, record: Record) -> None:
+        """Keep it; on disk when this returns."""
+        path = self._path(record.replica)
+        fresh = path.with_suffix(".new")
+        facts = asdict(record)
+        labels = {f"orchestrator.{key}": facts.pop(key) for key in ("instance", "model", "replica", "spec")}
+        with fresh.open("w") as file:
+            json.dump({**labels, **facts}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+
+    def all(self) -> Iterator[Record]:
+        """Every readable one; a torn or foreign file is passed over."""
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                facts = json.loads(path.read_text())
+                facts = {key.removeprefix("orchestrator."): value for key, value in facts.items()}
+                yield Record(**{**facts, "gpus": tuple(facts["gpus"])})
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+
+    def remove(self, replica: str) -> None:
+        """Forget it; its log stays, among the newest `LOGS_KEPT_MAX`."""
+        self._path(replica).unlink(missing_ok=True)
+        logs = sorted((self._folder / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        live = {record.replica for record in self.all()}
+        for path in [path for path in logs if path.stem not in live][:-LOGS_KEPT_MAX]:
+            path.unlink(missing_ok=True)
+
+    def log_path(self, replica: str) -> Path:
+        """Where its output goes."""
+        return self._folder / "logs" / f"{_checked(replica)}.log"
+
+    def _path(self, replica: str) -> Path:
+        return self._folder / f"{_checked(replica)}.json"
+
+
+def is_name(replica: str) -> bool:
+    """Whether it could be one of our replica ids; what is not never becomes a path."""
+    return _NAME.fullmatch(replica) is not None
+
+
+def _checked(replica: str) -> str:
+    if not is_name(replica):
+        raise ValueError(f"not a replica id: {replica[:80]!r}")
+    return replica
