@@ -125,6 +125,11 @@ class Activator:
         """Somebody wants the model."""
         self._note(model, asked_at=now)
 
+    def expect(self, model: str, at: float) -> None:
+        """A refused client was told to come back then."""
+        known = self._demand.get(model, Demand())
+        self._demand[model] = replace(known, expected_at=max(at, known.expected_at or at))
+
     def ask_stop(self, model: str, now: float) -> None:
         """It should leave; requests held for it are dismissed."""
         self._note(model, stop_at=now)

@@ -232,15 +232,16 @@ def _with_traffic(replicas: Mapping[str, Replica], seen: Sighting, now: float) -
 
 
 def _used(replica: Replica, seen: Sighting, now: float) -> Replica:
-    """Idle counts from the last byte of the last answer, or from when it was last asked for by hand."""
+    """Idle counts from the last byte of the last answer, from when it was last asked for, or from when a
+    refused client was told to come back, whichever is latest."""
     if replica.ready_at is None:
         return replica
     traffic = seen.traffic.get(replica.id, Traffic())
     if traffic.in_flight:
         return replace(replica, idle_at=None)
     demand = seen.demand.get(replica.model)
-    asked_at = demand.asked_at if demand else None
-    since = max(t for t in (replica.ready_at, traffic.last_byte_at, asked_at) if t is not None)
+    asked = (demand.asked_at, demand.expected_at) if demand else ()
+    since = max(t for t in (replica.ready_at, traffic.last_byte_at, *asked) if t is not None)
     return replace(replica, idle_at=since)
 
 

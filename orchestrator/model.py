@@ -164,6 +164,8 @@ class Demand:
 
     asked_at: float | None = None
     """When a request (or `start`) last asked for it."""
+    expected_at: float | None = None
+    """When a refused client was told to come back: until then its model is not idle."""
     held: int = 0
     in_flight: int = 0
     stop_at: float | None = None

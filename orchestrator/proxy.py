@@ -190,6 +190,8 @@ class Proxy:
             return await self._held(call, until, early=stands.progress and bool(asked.stream))
         except ApiError as error:
             metrics.refused.inc()
+            if error.status == 503:
+                self._activator.expect(call.model, self._now() + int(error.headers["retry-after"]))
             if stands.applied:
                 error.headers["preference-applied"] = stands.applied.decode()
             if not call.sent:

@@ -1,0 +1,1 @@
+"""``orchestrator demo``: everything a first run needs, prepared in a cache folder of its own."""
