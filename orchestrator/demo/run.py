@@ -33,7 +33,7 @@ PLAIN_LINE_S = 5.0
 
 def run_demo(*, keep: bool) -> int:
     """Prepare, start, ask, answer, wait until the engine is gone. Returns the exit code. Raises `OrchestratorError`."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     cache = cache_dir(os.environ)
     _say_what_comes(console, cache)
     with _steps(console) as report:
