@@ -1,0 +1,34 @@
+"""``python -m tests.sim --seeds 200 --steps 2000``: PROMISES R12, as a JSON line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from tests.sim.sim import Broken, Sim
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2000)
+    options = parser.parse_args()
+    totals = {"served": 0, "refused": 0, "failed": 0, "crashes": 0, "launches": 0}
+    for seed in range(options.first, options.first + options.seeds):
+        sim = Sim(seed)
+        try:
+            sim.run(options.steps)
+        except Broken as broken:
+            print(json.dumps({"seed": seed, "at_s": round(sim.now - 1000, 1), "broken": str(broken)}))
+            return 1
+        for name in ("served", "refused", "failed", "crashes"):
+            totals[name] += getattr(sim, name)
+        totals["launches"] += len(sim.world.launches)
+    print(json.dumps({"seeds": options.seeds, "steps": options.steps, "broken": 0, **totals}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""PROMISES R12, and that the simulator has teeth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from orchestrator import fleet as step
+from orchestrator.decide import decide
+from orchestrator.model import Action, Deployment, Drain, Fleet, Launch, Phase, Sighting, Stop
+from tests.sim.sim import Advance, Broken, Decide, Sim
+
+Deployments = Mapping[str, Deployment]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_breaks(seed: int) -> None:
+    Sim(seed).run(500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_breaks_in_two_hundred_long_runs() -> None:
+    for seed in range(200):
+        Sim(seed).run(2000)
+
+
+# --- planted faults ---
+
+
+def acts_in_the_dark(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    return decide(deployments, replace(fleet, known=True), now)
+
+
+def stops_without_draining(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    def hasty(action: Action) -> Action:
+        if isinstance(action, Drain):
+            return Stop(model=action.model, replica=action.replica, reason=action.reason)
+        return action
+
+    return tuple(hasty(action) for action in decide(deployments, fleet, now))
+
+
+def never_lets_go(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    return tuple(action for action in decide(deployments, fleet, now) if not isinstance(action, Drain))
+
+
+def leases_one_gpu_to_all(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    actions = decide(deployments, fleet, now)
+    return tuple(replace(a, gpus=("GPU-0",)) if isinstance(a, Launch) and a.gpus else a for a in actions)
+
+
+def leaves_the_failed_lying(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    failed = {key for key, replica in fleet.replicas.items() if replica.phase is Phase.FAILED}
+    actions = decide(deployments, fleet, now)
+    return tuple(a for a in actions if not (isinstance(a, Stop) and a.replica in failed))
+
+
+def forgets_one_model(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    return tuple(a for a in decide(deployments, fleet, now) if not (isinstance(a, Launch) and a.model == "m3"))
+
+
+def does_not_adopt(fleet: Fleet, deployments: Deployments, seen: Sighting, now: float) -> Fleet:
+    known = None if seen.instances is None else tuple(i for i in seen.instances if i.id in fleet.replicas)
+    return step.advance(fleet, deployments, replace(seen, instances=known), now)
+
+
+def takes_unknown_for_gone(fleet: Fleet, deployments: Deployments, seen: Sighting, now: float) -> Fleet:
+    return step.advance(fleet, deployments, replace(seen, instances=seen.instances or ()), now)
+
+
+def waits_for_ever(fleet: Fleet, deployments: Deployments, seen: Sighting, now: float) -> Fleet:
+    patient = {name: replace(d, start_timeout_s=1e9) for name, d in deployments.items()}
+    return step.advance(fleet, patient, seen, now)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        acts_in_the_dark,
+        stops_without_draining,
+        never_lets_go,
+        leases_one_gpu_to_all,
+        leaves_the_failed_lying,
+        forgets_one_model,
+    ],
+)
+def test_faults_in_decide_are_found(fault: Decide) -> None:
+    assert found(decide=fault)
+
+
+@pytest.mark.parametrize("fault", [does_not_adopt, takes_unknown_for_gone, waits_for_ever])
+def test_faults_in_advance_are_found(fault: Advance) -> None:
+    assert found(advance=fault)
+
+
+def found(*, decide: Decide = decide, advance: Advance = step.advance) -> bool:
+    """Whether any of a few runs breaks."""
+    for seed in range(30):
+        try:
+            Sim(seed, decide=decide, advance=advance).run(500)
+        except Broken:
+            return True
+    return False
