@@ -114,6 +114,8 @@ class Sim:
         for effect in list(self.effects.values()):
             if self.dice.random() < 0.5:
                 self.happen(effect.action)
+        for engine in self.world.engines.values():
+            engine.ends = []  # the connections went through us
         self.boot()
 
     def request(self, model: str, *, hold: bool) -> None:

@@ -1,0 +1,171 @@
+"""How sightings change what we know: the table in `fleet`, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator import fleet as step
+from orchestrator.model import (
+    Backoff,
+    Demand,
+    Fleet,
+    InstanceState,
+    Launch,
+    Phase,
+    Progress,
+    Replica,
+    Sighting,
+    Traffic,
+    Weights,
+    WeightsState,
+)
+from orchestrator.starts import ended_starts
+from tests.values import deployment, fleet, instance, replica
+
+MODELS = {"m": deployment(start_timeout_s=30.0)}
+
+
+def after(known: Fleet, now: float = 10.0, **seen: Any) -> Fleet:
+    return step.advance(known, MODELS, Sighting(**{"instances": (instance(),), **seen}), now)
+
+
+def one(known: Fleet) -> Replica:
+    [found] = known.replicas.values()
+    return found
+
+
+def test_silence_changes_nothing() -> None:
+    known = fleet(replica(Phase.READY), replica(Phase.STARTING, "b", seen=False))
+    silent = after(known, 1e6, instances=None)
+    assert not silent.known
+    assert {r.phase for r in silent.replicas.values()} == {Phase.READY, Phase.STARTING}
+
+
+def test_a_launch_that_never_shows_is_forgotten_in_the_end() -> None:
+    known = fleet(replica(Phase.STARTING, seen=False))
+    assert one(after(known, step.LAUNCH_GRACE_S - 0.1, instances=())).phase is Phase.STARTING
+    assert not after(known, step.LAUNCH_GRACE_S, instances=()).replicas
+
+
+@pytest.mark.parametrize(("phase", "failures"), [(Phase.READY, 1), (Phase.LOADING, 1), (Phase.DRAINING, 0)])
+def test_gone_is_a_failure_unless_it_was_leaving(phase: Phase, failures: int) -> None:
+    known = after(fleet(replica(phase)), instances=())
+    assert not known.replicas
+    assert sum(b.failures for b in known.backoff.values()) == failures
+
+
+def test_an_end_is_told_with_its_cause() -> None:
+    ended = instance(state=InstanceState.EXITED)
+    known = after(fleet(replica(Phase.LOADING)), instances=(ended,), failures={"m-b-0": "out of memory"})
+    assert one(known).phase is Phase.FAILED
+    assert known.backoff["m"].error == "out of memory"
+    again = after(known, 11.0, instances=(ended,))
+    assert again.backoff["m"].failures == 1  # counted once
+
+
+def test_ready_by_its_probe_only() -> None:
+    known = fleet(replica(Phase.STARTING))
+    assert one(after(known)).phase is Phase.STARTING
+    assert one(after(known, healthy={"m-b-0": False})).phase is Phase.STARTING
+    ready = one(after(known, healthy={"m-b-0": True}))
+    assert (ready.phase, ready.ready_at, ready.idle_at) == (Phase.READY, 10.0, 10.0)
+
+
+def test_loading_when_the_log_says_so_and_never_back() -> None:
+    loading = after(fleet(replica(Phase.STARTING)), progress={"m-b-0": Progress(phase=Phase.LOADING, fraction=0.5)})
+    assert one(loading).phase is Phase.LOADING
+    assert one(after(loading, progress={"m-b-0": Progress()})).phase is Phase.LOADING
+
+
+def test_a_start_that_takes_too_long_has_failed() -> None:
+    known = fleet(replica(Phase.LOADING))
+    assert one(after(known, 29.9)).phase is Phase.LOADING
+    failed = after(known, 30.0)
+    assert one(failed).phase is Phase.FAILED
+    assert "30 s" in failed.backoff["m"].error
+
+
+def test_three_bad_probes_in_a_row_take_it_out() -> None:
+    known = fleet(replica(Phase.READY))
+    for healthy, phase in ((False, "ready"), (False, "ready"), (True, "ready"), (False, "ready"), (False, "ready")):
+        known = after(known, healthy={"m-b-0": healthy})
+        assert one(known).phase == phase
+    assert one(after(known, healthy={"m-b-0": False})).phase is Phase.FAILED
+
+
+def test_strangers_with_our_mark_are_adopted() -> None:
+    adopted = one(after(fleet(), healthy={"m-b-0": True}))
+    assert (adopted.phase, adopted.adopted) == (Phase.READY, True)
+    ended = one(after(fleet(), instances=(instance(state=InstanceState.EXITED),)))
+    assert ended.phase is Phase.DRAINING
+
+
+def test_backoff_doubles_and_is_capped_and_forgotten() -> None:
+    known, waits = fleet(), []
+    for _ in range(10):
+        known = step.failed(known, "m", "x", 100.0)
+        waits.append(known.backoff["m"].retry_at - 100.0)
+    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    ready = fleet(replica(Phase.READY), backoff={"m": Backoff(failures=3)})
+    assert after(ready, step.STABLE_S - 0.1).backoff
+    assert not after(ready, step.STABLE_S).backoff
+    assert not step.forgiven(known, "m").backoff
+
+
+def test_idle_counts_from_the_latest_use() -> None:
+    known = fleet(replica(Phase.READY))
+    assert one(after(known, 50.0, traffic={"m-b-0": Traffic(in_flight=1, last_byte_at=5.0)})).idle_at is None
+    assert one(after(known, 50.0, traffic={"m-b-0": Traffic(last_byte_at=40.0)})).idle_at == 40.0
+    assert one(after(known, 50.0, demand={"m": Demand(expected_at=70.0)})).idle_at == 70.0
+
+
+def test_a_failed_launch_is_forgotten_and_adopted_if_it_happened() -> None:
+    launch = Launch(model="m", replica="m-b-0")
+    known = step.launched(fleet(), launch, MODELS["m"], 1.0)
+    assert known.serial == 1
+    known = step.launch_failed(known, launch, "the call failed", 2.0)
+    assert not known.replicas
+    assert one(after(known, 3.0)).adopted
+
+
+def track(known: Fleet, now: float) -> Fleet:
+    return step.track(known, MODELS, now)
+
+
+def test_a_start_is_timed_by_phase_and_recorded_once() -> None:
+    pulling = Weights(state=WeightsState.PULLING)
+    before = track(fleet(), 0.0)
+    known = track(fleet(weights=pulling, tracks=before.tracks), 1.0)
+    known = track(fleet(replica(Phase.STARTING), tracks=known.tracks), 4.0)
+    known = track(fleet(replica(Phase.LOADING), tracks=known.tracks), 6.0)
+    assert known.tracks["m"].start_at == 1.0
+    ready = track(fleet(replica(Phase.READY), tracks=known.tracks), 9.5)
+    [record] = ended_starts(known, ready, MODELS, 1000.0, 9.5)
+    assert record.seconds == {Phase.PULLING: 3.0, Phase.STARTING: 2.0, Phase.LOADING: 3.5}
+    assert (record.outcome, record.started_at_unix) == ("ready", 991.5)
+    assert not ended_starts(ready, track(ready, 10.0), MODELS, 1000.0, 10.0)
+
+
+def test_an_adoption_is_no_start() -> None:
+    before = track(fleet(replica(Phase.STARTING, adopted=True)), 0.0)
+    ready = track(fleet(replica(Phase.READY, adopted=True), tracks=before.tracks), 1.0)
+    assert not ended_starts(before, ready, MODELS, 1000.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("known", "phase"),
+    [
+        (fleet(), Phase.COLD),
+        (fleet(demand=Demand(held=1)), Phase.QUEUED),
+        (fleet(weights=Weights(state=WeightsState.PULLING)), Phase.PULLING),
+        (fleet(replica(Phase.STARTING)), Phase.STARTING),
+        (fleet(replica(Phase.DRAINING)), Phase.DRAINING),
+        (fleet(replica(Phase.FAILED), backoff={"m": Backoff(failures=1, retry_at=99.0)}), Phase.FAILED),
+        (fleet(backoff={"m": Backoff(failures=1, retry_at=5.0)}, demand=Demand(held=1)), Phase.QUEUED),
+        (fleet(backoff={"m": Backoff(failures=1, retry_at=5.0)}), Phase.FAILED),
+    ],
+)
+def test_the_phase_that_users_see(known: Fleet, phase: Phase) -> None:
+    assert step.phase_of(known, MODELS["m"], 10.0) is phase
