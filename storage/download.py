@@ -98,7 +98,7 @@ def _append(
             on_bytes(-have)
             have = 0
         with part.open("ab" if have else "wb") as file:
-            for chunk in answer.iter_bytes(CHUNK_BYTES):
+            for chunk in answer.iter_raw():  # as it comes: what a fixed size would gather is lost at a cut
                 if cancelled():
                     raise Cancelled
                 file.write(chunk)

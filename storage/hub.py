@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from orchestrator.errors import WeightsError, WeightsGated, WeightsMissing, WeightsUnreachable
@@ -71,7 +72,6 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 def plan(repo: str, revision: str, environ: Mapping[str, str]) -> Plan:
     """Ask the hub. Blocks. Raises `WeightsError`."""
-    import httpx
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -90,7 +90,7 @@ def plan(repo: str, revision: str, environ: Mapping[str, str]) -> Plan:
         raise WeightsMissing(_missing(repo, environ)) from None
     except HfHubHTTPError as error:
         raise of_status(error.response.status_code, repo, environ) from None
-    except (httpx.HTTPError, OSError) as error:
+    except (_transport_error(), OSError) as error:
         raise WeightsUnreachable(
             f"the hub can't be reached for {repo}: {str(error) or type(error).__name__}; see HF_ENDPOINT"
         ) from None
@@ -105,6 +105,15 @@ def plan(repo: str, revision: str, environ: Mapping[str, str]) -> Plan:
     if not info.sha or not any(re.search(r"\.(safetensors|bin|pt|pth|gguf)$", file.path) for file in files):
         raise WeightsMissing(f"{repo} holds no weights that an engine here can load")
     return Plan(repo=repo, revision=revision, commit=info.sha, files=tuple(files))
+
+
+def _transport_error() -> type[Exception]:
+    """What the hub's library raises when the network fails: httpx's base error, or that of its successor httpx2."""
+    from huggingface_hub import get_session
+
+    library = import_module(type(get_session()).__module__.partition(".")[0])
+    error: type[Exception] = library.HTTPError
+    return error
 
 
 def token(environ: Mapping[str, str]) -> str | None:
