@@ -112,8 +112,7 @@ class Sim:
         """kill -9: what was under way may have happened or not."""
         self.crashes += 1
         for effect in list(self.effects.values()):
-            if self.dice.random() < 0.5:
-                self.happen(effect.action)
+            (self.happen if self.dice.random() < 0.5 else self.vanish)(effect.action)
         for engine in self.world.engines.values():
             engine.ends = []  # the connections went through us
         self.boot()
@@ -201,7 +200,7 @@ class Sim:
             self.world.weights[action.model] = Weights(state=WeightsState.FAILED, error="cut")
             self.fleet = step.failed(self.fleet, action.model, "cut", self.now, permanent=luck < 0.03)
         elif luck < 0.05:
-            return
+            self.vanish(action)
         elif luck < 0.10:
             self.happen(action)
             self.happen(action)
@@ -211,6 +210,11 @@ class Sim:
             self.fleet = step.launch_failed(self.fleet, action, "the call failed", self.now)
         else:
             self.happen(action)
+
+    def vanish(self, action: Action) -> None:
+        """It never happened; a pull that nobody runs is none."""
+        if isinstance(action, Pull):
+            self.world.weights[action.model] = Weights(state=WeightsState.ABSENT)
 
     def happen(self, action: Action) -> None:
         match action:

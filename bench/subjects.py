@@ -1,0 +1,172 @@
+"""The subjects of a comparison, each a real process tree on loopback in front of the same engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ENGINE = Path(__file__).parent / "engine.py"
+NAIVE = Path(__file__).parent / "naive.py"
+START_TIMEOUT_S = 90.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """Something that stands between a client and an engine."""
+
+    name: str
+    argv: Callable[[Path, int, int, list[str]], list[str]]
+    """From a folder of its own, its port, the engine's port, and the engine's command for who starts its own."""
+    owns_engine: bool = False
+    """Whether its children are engines, whose cost is not its own."""
+    needs: str = ""
+    """The program it cannot run without; empty: none."""
+    remedy: str = ""
+
+
+def subjects(peers: Path | None) -> list[Subject]:
+    """All of them; `peers` is a folder of programs to look in first, such as a virtual environment's bin."""
+    path = os.pathsep.join([*([str(peers)] if peers else []), os.environ.get("PATH", "")])
+
+    def program(name: str) -> str:
+        return shutil.which(name, path=path) or name
+
+    return [
+        Subject(name="orchestrator", argv=_orchestrator, owns_engine=True),
+        Subject(name="nginx", argv=_nginx, needs=program("nginx"), remedy="apt-get install nginx-light"),
+        Subject(
+            name="sglang-router",
+            argv=lambda _, port, engine, own: [
+                program("sglang-router"), "launch", "--worker-urls", f"http://127.0.0.1:{engine}",
+                "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin",
+                "--prometheus-port", str(free_port()), "--log-level", "error",
+            ],
+            needs=program("sglang-router"), remedy="pip install sglang-router",
+        ),
+        Subject(
+            name="vllm-router",
+            argv=lambda _, port, engine, own: [
+                program("vllm-router"), "--worker-urls", f"http://127.0.0.1:{engine}",
+                "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin",
+                "--prometheus-port", str(free_port()), "--log-level", "error",
+            ],
+            needs=program("vllm-router"), remedy="pip install vllm-router",
+        ),
+        Subject(
+            name="LiteLLM",
+            argv=lambda folder, port, engine, own: _litellm(program("litellm"), folder, port, engine),
+            needs=program("litellm"), remedy="pip install 'litellm[proxy]'",
+        ),
+        Subject(
+            name="Starlette + httpx",
+            argv=lambda _, port, engine, own: [
+                sys.executable, str(NAIVE), "--port", str(port), "--upstream", f"http://127.0.0.1:{engine}"
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def missing(subject: Subject) -> bool:
+    """Whether the program it needs is not on this machine."""
+    return bool(subject.needs) and shutil.which(subject.needs) is None
+
+
+@contextlib.contextmanager
+def running(argv: list[str], folder: Path, port: int) -> Iterator[psutil.Process]:
+    """A process that listens on `port`, and all it starts; ended on exit."""
+    env = {**os.environ, "NO_PROXY": "127.0.0.1", "PYTHONWARNINGS": "ignore"}
+    log_path = folder / "log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(argv, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
+    tree = psutil.Process(process.pid)
+    try:
+        wait_for(port, process, log_path)
+        yield tree
+    finally:
+        family = [tree, *tree.children(recursive=True)] if process.poll() is None else []
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, left = psutil.wait_procs(family, 5)
+        for member in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait(10)
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until something listens. Raises `RuntimeError` with the log's end."""
+    ends_at = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < ends_at and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"{process.args!r} does not listen: {log.read_text('utf-8', 'replace')[-1500:]}")
+
+
+def cpu_s(subject: Subject, tree: psutil.Process) -> float:
+    """CPU seconds so far, user and system, of all that is the subject's own."""
+    times = [process.cpu_times() for process in _own(subject, tree)]
+    return sum(each.user + each.system for each in times)
+
+
+def rss_bytes(subject: Subject, tree: psutil.Process) -> int:
+    """Resident bytes of all that is the subject's own."""
+    return sum(process.memory_info().rss for process in _own(subject, tree))
+
+
+def _own(subject: Subject, tree: psutil.Process) -> list[psutil.Process]:
+    return [tree] if subject.owns_engine else [tree, *tree.children(recursive=True)]
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def engine_argv(port: int | str, chunks: int, delay_s: float) -> list[str]:
+    """The instant engine."""
+    return [sys.executable, str(ENGINE), "--port", str(port), "--chunks", str(chunks), "--chunk-delay-s", str(delay_s)]
+
+
+def _orchestrator(folder: Path, port: int, engine: int, own: list[str]) -> list[str]:
+    """The service starts an engine of the same kind by itself: that is its trade."""
+    (folder / "orchestrator.toml").write_text(
+        f'[server]\nport = {port}\nconnections_max = 10000\n[models."bench/model"]\nengine = "command"\n'
+        f"min_replicas = 1\ncommand = {json.dumps(own)}\n"
+    )
+    return [sys.executable, "-m", "orchestrator", "serve"]
+
+
+def _nginx(folder: Path, port: int, engine: int, own: list[str]) -> list[str]:
+    (folder / "nginx.conf").write_text(
+        f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;"
+        f"events {{ worker_connections 8192; }} http {{ access_log off; client_body_temp_path {folder}/b;"
+        f" proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u;"
+        f" scgi_temp_path {folder}/s; upstream e {{ server 127.0.0.1:{engine}; keepalive 1000; }}"
+        f" server {{ listen 127.0.0.1:{port} backlog=2048; keepalive_requests 1000000; location / {{"
+        ' proxy_pass http://e; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; } } }'
+    )
+    return [shutil.which("nginx") or "nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)]
+
+
+def _litellm(program: str, folder: Path, port: int, engine: int) -> list[str]:
+    model = {"model": "openai/bench/model", "api_base": f"http://127.0.0.1:{engine}/v1", "api_key": "none"}
+    config = {"model_list": [{"model_name": "bench/model", "litellm_params": model}]}
+    (folder / "litellm.yaml").write_text(json.dumps(config))
+    argv = [program, "--config", str(folder / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(port)]
+    return [*argv, "--num_workers", "1", "--telemetry", "False"]
