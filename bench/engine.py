@@ -88,7 +88,8 @@ class Engine(asyncio.Protocol):
         for _ in range(self._chunks):
             await self._writable.wait()
             self._transport.write(event)
-            await asyncio.sleep(self._delay_s)
+            if self._delay_s:
+                await asyncio.sleep(self._delay_s)
         self._transport.write(_chunk(DONE) + b"0\r\n\r\n")
 
 

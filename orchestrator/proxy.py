@@ -38,7 +38,9 @@ from orchestrator.upstream import (
 PROGRESS_S = 5.0
 """A stream that waits says so this often, so that no proxy between closes it."""
 CONNECTION = "orchestrator.connection"
-"""The ASGI extension by which `server` tells that the client left."""
+"""The ASGI extension by which `guard` tells that the client left; see `guard.GuardedProtocol`."""
+CYCLE = "orchestrator.cycle"
+"""The ASGI extension that names one request among those of a connection."""
 
 _PATHS = (
     "/v1/chat/completions",
@@ -71,6 +73,7 @@ class Call:
         "model",
         "ours",
         "query",
+        "scope",
         "send",
         "sent",
         "target",
@@ -83,6 +86,7 @@ class Call:
         self.query: bytes = scope["query_string"]
         self.headers: Headers = scope["headers"]
         self.ours: Headers = [(b"x-request-id", request_id)]
+        self.scope = scope
         self.send = send
         self.sent = False
         self.gone = False
@@ -157,24 +161,25 @@ class Proxy:
     async def _answer(self, call: Call, asked: Peek, abort: Callable[[], None]) -> None:
         """Find a lane, wait for one if the request stands it, and forward. An answer that breaks off in
         the middle is cut, so that it can't be taken for whole."""
-        metrics, outcome = self._metrics.of(call.model), None
+        metrics, good, ended = self._metrics.of(call.model), False, False
         try:
             lane, turn = self._activator.lane(call.model), None
             if lane is None:
                 lane, turn = await self._admit(call, asked, metrics)
-            outcome = metrics.ok if await self._forward(call, lane, turn, metrics) else metrics.failed
+            good, ended = await self._forward(call, lane, turn, metrics), True
         except UpstreamError as error:
-            outcome = metrics.failed
+            ended = True
             self._wake()
             if not call.sent:
                 raise _fault(error) from None
             abort()
         except asyncio.CancelledError:
-            outcome = metrics.cancelled
+            metrics.cancelled += 1
             raise
         finally:
-            if outcome is not None:
-                outcome.inc()
+            if ended:
+                metrics.ok += good
+                metrics.failed += not good
                 metrics.seconds.observe(perf_counter() - call.began_at)
 
     async def _admit(self, call: Call, asked: Peek, metrics: ModelMetrics) -> tuple[Lane, Turn]:
@@ -189,7 +194,7 @@ class Proxy:
         try:
             return await self._held(call, until, early=stands.progress and bool(asked.stream))
         except ApiError as error:
-            metrics.refused.inc()
+            metrics.refused += 1
             if error.status == 503:
                 self._activator.expect(call.model, self._now() + int(error.headers["retry-after"]))
             if stands.applied:
@@ -267,7 +272,12 @@ def _asked(call: Call, path: str) -> Peek:
 
 
 async def _pass(call: Call, connection: Connection, metrics: ModelMetrics) -> bool:
-    """Pass a good answer as it comes, byte for byte."""
+    """Pass a good answer as it comes, byte for byte; in one write if all of it is here already."""
+    if connection.answered and not call.sent and wire.header(connection.headers, b"content-length"):
+        data = await connection.chunk()
+        extensions = call.scope["extensions"]
+        extensions[CONNECTION].answer(extensions[CYCLE], wire.response_head(connection, call.ours), data)
+        return _count(data[-_TAIL_BYTES:], metrics)
     if not call.sent:
         headers = wire.response_headers(connection.headers, call.ours)
         await call.send({"type": "http.response.start", "status": connection.status, "headers": headers})
@@ -306,8 +316,10 @@ def _count(tail: bytes, metrics: ModelMetrics) -> bool:
     at = tail.rfind(b'"usage"')
     if at >= 0:
         for kind, count in _TOKENS.findall(tail, at):
-            counter = metrics.prompt_tokens if kind[0] in b"pi" else metrics.completion_tokens
-            counter.inc(int(count))
+            if kind in (b"prompt_tokens", b"input_tokens"):
+                metrics.prompt_tokens += int(count)
+            else:
+                metrics.completion_tokens += int(count)
     return b'data: {"error"' not in tail
 
 

@@ -48,6 +48,7 @@ def serve(service: Drainable, settings: Settings, listener: socket.socket) -> No
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=math.ceil(settings.server.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(settings.defaults.drain_timeout_s),

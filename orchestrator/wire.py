@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 from starlette.types import Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from orchestrator.errors import ApiError, error_type
-from orchestrator.upstream import Headers
+from orchestrator.upstream import Connection, Headers
 
 ERROR_BYTES_MAX = 2**20
 """How much of an engine's error answer is read; the rest is dropped."""
@@ -54,6 +55,12 @@ def response_headers(headers: Headers, ours: Headers) -> Headers:
     """The engine's header fields that a client may see, and `ours` after them."""
     kept = [h for h in headers if h[0] not in _NOT_TO_CLIENT and _FIELD_VALUE.fullmatch(h[1])]
     return kept + ours
+
+
+def response_head(connection: Connection, ours: Headers) -> bytes:
+    """The status line and fields of an answer that is sent whole; see `guard.GuardedProtocol.answer`."""
+    fields = response_headers(connection.headers, ours)
+    return STATUS_LINE[connection.status] + b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
