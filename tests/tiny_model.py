@@ -1,4 +1,4 @@
-"""A random Llama of 0.5 MB as an ordinary model folder: real for every loader, quick to make, worth nothing to ask."""
+"""A random Llama of 0.2 MB as an ordinary model folder: real for every loader, quick to make, worth nothing to ask."""
 
 from __future__ import annotations
 

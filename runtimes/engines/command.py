@@ -31,9 +31,9 @@ class CommandEngine:
     def preflight(self, deployment: Deployment, weights_path: str | None) -> None:
         """The program exists, and has the weights that it asks for."""
         program = deployment.command[0]
-        if shutil.which(program) is None:
+        if shutil.which(program, path=dict(deployment.env).get("PATH")) is None:
             raise PreflightFailed(f"{program}: no such program")
-        if not weights_path and any("{weights}" in part for part in deployment.command):
+        if not weights_path and any("{weights}" in part for part in (*deployment.command, *deployment.args)):
             raise PreflightFailed("the command asks for {weights}, but the model has no source")
 
     def progress(self, log_tail: str) -> Progress:

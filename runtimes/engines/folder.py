@@ -12,23 +12,67 @@ from orchestrator.errors import PreflightFailed
 JSON_BYTES_MAX = 64 * 2**20
 HEADER_BYTES_MAX = 100 * 2**20
 """The safetensors format's own limit for its header."""
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json"),
+    *("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+)
+_LFS_POINTER = b"version https://git-lfs"
+# The names under which vLLM looks for it (`derive_max_model_len_and_key` in vllm/transformers_utils, 0.32).
+_CONTEXTS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions"),
+    *("max_sequence_length", "max_seq_length", "seq_len"),
+)
 
 
-def check_folder(folder: Path) -> None:
-    """The folder holds a configuration, a tokenizer and all of its weights, whole. Raises `PreflightFailed`."""
+def check_folder(folder: Path, *, weights: bool = True) -> None:
+    """The folder holds a configuration, a tokenizer and, unless not asked for, all of its weights, whole.
+
+    Raises `PreflightFailed`.
+    """
     if not folder.is_dir():
         raise PreflightFailed(f"{folder} is not a folder")
-    config = read_config(folder)
-    if not config.get("architectures"):
-        raise PreflightFailed(f"{folder}/config.json names no architectures")
+    _check_config(folder)
     if not any((folder / name).exists() for name in _TOKENIZERS):
         raise PreflightFailed(f"{folder} holds no tokenizer")
-    for name in _shards(folder):
-        if not (folder / name).exists():
-            raise PreflightFailed(f"{folder} lacks {name}, which its index names")
-    files = [path for pattern in _WEIGHTS for path in folder.glob(pattern)]
+    if weights:
+        _check_weights(folder)
+
+
+def longest_context(config: dict[str, Any]) -> int | None:
+    """The model's own context in tokens; None where it can't be told without its code: scaled, or not said."""
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
+    both = (config, text)
+    if any(part.get(key) and not _is_plain(part[key]) for part in both for key in ("rope_scaling", "rope_parameters")):
+        return None
+    stated: list[int] = [n for part in both if isinstance(n := part.get("model_max_length"), int)]
+    return max(stated, default=None) or min((n for k in _CONTEXTS if isinstance(n := text.get(k), int)), default=None)
+
+
+def _is_plain(rope: object) -> bool:
+    return isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "default"
+
+
+def _check_config(folder: Path) -> None:
+    config = read_config(folder)
+    if not _is_mistral(folder) and not config.get("architectures") and not config.get("model_type"):
+        raise PreflightFailed(f"{folder}/config.json names no architectures")
+
+
+def _is_mistral(folder: Path) -> bool:
+    """Whether it is in Mistral's own format, as vLLM tells it."""
+    return (folder / "params.json").exists() and not (folder / "config.json").exists()
+
+
+def _check_weights(folder: Path) -> None:
+    """What vLLM would load: what the index names, else what is there; consolidated files before all others."""
+    consolidated = sorted(folder.glob("consolidated*.safetensors"))
+    named = _shards(folder / f"{'consolidated' if consolidated else 'model'}.safetensors.index.json")
+    for path in named:
+        if not path.exists():
+            raise PreflightFailed(f"{folder} lacks {path.name}, which its index names")
+    files = named or consolidated or [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
     if not files:
         raise PreflightFailed(f"{folder} holds no weights")
     for path in files:
@@ -37,25 +81,28 @@ def check_folder(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``. Raises `PreflightFailed`."""
-    return _read_json(folder / "config.json")
+    """``config.json``; empty for a folder in Mistral's own format. Raises `PreflightFailed`."""
+    return {} if _is_mistral(folder) else _read_json(folder / "config.json")
 
 
-def _shards(folder: Path) -> set[str]:
-    index = folder / "model.safetensors.index.json"
+def _shards(index: Path) -> list[Path]:
     if not index.exists():
-        return set()
+        return []
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict):
         raise PreflightFailed(f"{index} has no weight_map")
-    return {str(name) for name in names.values()}
+    return [index.parent / name for name in sorted({str(name) for name in names.values()})]
 
 
 def _check_safetensors(path: Path) -> None:
     """Its header tells how long the file must be (https://github.com/huggingface/safetensors#format)."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise PreflightFailed(f"{path.name} is only a Git LFS pointer: run `git lfs pull` in its folder")
+        start = start[:8]
+        file.seek(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_BYTES_MAX
         if length >= min(size, HEADER_BYTES_MAX):
             raise PreflightFailed(f"{path.name} is cut short or not a safetensors file; delete it and pull again")
@@ -65,8 +112,9 @@ def _check_safetensors(path: Path) -> None:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError):
             raise PreflightFailed(f"{path.name} has a damaged header; delete it and pull again") from None
     expected = 8 + length + max(ends, default=0)
-    if size < expected:
-        raise PreflightFailed(f"{path.name} is cut short: {size} of {expected} bytes; delete it and pull again")
+    if size != expected:
+        fault = "cut short" if size < expected else "too long"
+        raise PreflightFailed(f"{path.name} is {fault}: {size} of {expected} bytes; delete it and pull again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

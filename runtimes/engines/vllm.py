@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -12,18 +12,24 @@ from pathlib import Path
 
 from orchestrator.errors import PreflightFailed
 from orchestrator.model import Deployment, Phase, Progress
-from runtimes.engines.folder import check_folder, read_config
+from runtimes.engines import flags
+from runtimes.engines.folder import check_folder, longest_context, read_config
 from runtimes.engines.reading import failure_sentence
 
 READY_FILE = "ready"
 """Written last into an engine folder that `orchestrator demo` prepares."""
 TRUST_FLAG = "--trust-remote-code"
+# Where the engine listens, what it is called and who may ask are ours to say; a file of arguments could say all of
+# that, and allow foreign code, unseen.
+OURS = ("--host", "--port", "--uds", "--model", "--served-model-name", "--api-key", "--config")
+_COMMIT = re.compile("[0-9a-f]{40}")
 _SHARDS = re.compile(r"Loading (?:safetensors|pt) checkpoint shards:\s+(\d+)% Completed")
 # Marks in the log of vLLM 0.32, in the order in which they come; the last one seen tells where it is.
 _MARKS = (
     ("Starting to load model", "loading weights", 0.0),
     ("Loading weights took", "weights loaded", 0.6),
-    ("torch.compile takes", "compiled", 0.7),
+    ("Starting torch.compile", "compiling", 0.6),
+    ("torch.compile took", "compiled", 0.7),
     ("KV cache size", "warming up", 0.8),
     ("Capturing CUDA graph", "capturing graphs", 0.85),
     ("init engine", "starting the server", 0.95),
@@ -71,6 +77,7 @@ class VllmEngine:
             "DO_NOT_TRACK": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        # GiB for the KV cache. Unset, vLLM takes most of the machine's memory for it.
         return {**env, "VLLM_CPU_KVCACHE_SPACE": "1"} if self._vllm is not None and self._vllm.cpu else env
 
     def health_path(self, deployment: Deployment) -> str:
@@ -78,14 +85,14 @@ class VllmEngine:
         return deployment.health_path
 
     def preflight(self, deployment: Deployment, weights_path: str | None) -> None:
-        """vLLM is there, the folder is whole, the context length is one that the model has, and no foreign
-        code is run unless its revision is pinned."""
+        """vLLM is there, its arguments leave ours alone, the folder is whole, the model has that context length, and
+        no foreign code is run unless its revision is pinned."""
         if self._vllm is None:
             raise PreflightFailed(NOT_INSTALLED)
-        if TRUST_FLAG in deployment.args and not re.fullmatch("[0-9a-f]{40}", deployment.revision or ""):
-            raise PreflightFailed(f'{TRUST_FLAG} runs code from the model\'s source: pin it, source = "id@<commit>"')
+        _check_flags(deployment)
         folder = Path(weights_path or deployment.source)
-        check_folder(folder)
+        load_format = flags.value_of("--load-format", deployment.args)
+        check_folder(folder, weights=load_format in (None, "auto", "hf", "safetensors"))
         _check_length(folder, deployment)
 
     def progress(self, log_tail: str) -> Progress:
@@ -112,40 +119,44 @@ NOT_INSTALLED = (
 
 def find_vllm(cache: Path) -> Vllm | None:
     """The vLLM to run: of this environment, else the one prepared under `cache`. Blocks on a few small files."""
-    if importlib.util.find_spec("vllm") is not None:
-        return Vllm(python=sys.executable, cpu=_is_cpu_build(Path(sys.prefix)))
+    spec = importlib.util.find_spec("vllm")
+    if spec is not None and spec.origin:  # a mere folder of that name, as in the current one, has no origin
+        return Vllm(python=sys.executable, cpu=_is_cpu_build(Path(spec.origin).parent.parent))
     for ready in sorted(cache.glob(f"engines/vllm-*/{READY_FILE}"), reverse=True):
-        return Vllm(python=str(ready.parent / "bin" / "python"), cpu=_is_cpu_build(ready.parent))
+        python = ready.parent / "bin" / "python"
+        if python.exists():  # it links to an interpreter that may have been removed since
+            cpu = any(map(_is_cpu_build, ready.parent.glob("lib/python3*/site-packages")))
+            return Vllm(python=str(python), cpu=cpu)
     return None
 
 
-def _is_cpu_build(prefix: Path) -> bool:
-    dists = [path.name for path in prefix.glob("lib/python3*/site-packages/vllm*.dist-info")]
+def _is_cpu_build(packages: Path) -> bool:
+    dists = [path.name for path in packages.glob("vllm*.dist-info")]
     return any(name.startswith("vllm_cpu-") or "+cpu" in name for name in dists)
+
+
+def _check_flags(deployment: Deployment) -> None:
+    """None that is ours to give, and no foreign code unless its revision is pinned."""
+    for name in flags.names(deployment.args):
+        if ours := next((flag for flag in OURS if flags.matches(name, flag)), None):
+            raise PreflightFailed(f"{ours} can't be set by args: it belongs to the orchestrator")
+        if flags.matches(name, TRUST_FLAG) and not _COMMIT.fullmatch(deployment.revision or ""):
+            raise PreflightFailed(f'{TRUST_FLAG} runs code from the model\'s source: pin it, source = "id@<commit>"')
 
 
 def _cpu_args(given: tuple[str, ...]) -> tuple[str, ...]:
     """What suits a CPU, where the operator says nothing: float32 batches best without AMX, graphs gain nothing."""
     defaults = (("--dtype", "float32"), ("--enforce-eager",), ("--max-num-seqs", "8"))
-    flags = {part.partition("=")[0] for part in given}
-    return tuple(part for default in defaults if default[0] not in flags for part in default)
+    named = flags.names(given)
+    return tuple(part for default in defaults if default[0] not in named for part in default)
 
 
 def _check_length(folder: Path, deployment: Deployment) -> None:
-    """A context longer than the model's own fails after a minute of imports."""
-    asked = _value_of("--max-model-len", deployment.args)
-    config = read_config(folder)
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    longest = text.get("max_position_embeddings") if isinstance(text, dict) else None
-    allowed = dict(deployment.env).get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1"
-    if not asked or not asked.isdigit() or not isinstance(longest, int) or allowed or config.get("rope_scaling"):
+    """A context longer than the model's own fails only after all of the imports."""
+    asked = flags.number(flags.value_of("--max-model-len", deployment.args) or "")
+    allowed = {**os.environ, **dict(deployment.env)}.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1"
+    if asked is None or allowed or "--hf-overrides" in flags.names(deployment.args):
         return
-    if int(asked) > longest:
+    longest = longest_context(read_config(folder))
+    if longest is not None and asked > longest:
         raise PreflightFailed(f"--max-model-len {asked} is longer than the model's own context of {longest} tokens")
-
-
-def _value_of(flag: str, args: tuple[str, ...]) -> str | None:
-    """The value of ``--flag value`` or ``--flag=value``; the last one counts."""
-    found = [b for a, b in itertools.pairwise(args) if a == flag]
-    found += [part.partition("=")[2] for part in args if part.startswith(f"{flag}=")]
-    return found[-1] if found else None
