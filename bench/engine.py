@@ -26,6 +26,8 @@ WHOLE = json.dumps(
 _CHOICE = {"index": 0, "delta": {"content": " fox"}, "finish_reason": None}
 _HEAD = {"id": "bench-1", "object": "chat.completion.chunk", "created": 1, "model": "bench/model"}
 EVENT = b"data: " + json.dumps({**_HEAD, "choices": [_CHOICE]}).encode() + b"\n\n"
+BURST = 20
+"""Events in a write when flat out: many tokens wait in the socket when a proxy can't keep up."""
 DONE = b"data: [DONE]\n\n"
 _INFO = json.dumps({"object": "list", "data": [{"id": "bench/model", "object": "model"}], "model_path": "bench/model"})
 
@@ -84,12 +86,11 @@ class Engine(asyncio.Protocol):
 
     async def _send_stream(self) -> None:
         self._transport.write(SSE_HEAD)
-        event = _chunk(EVENT)
-        for _ in range(self._chunks):
+        event, burst = _chunk(EVENT), 1 if self._delay_s else BURST
+        for _ in range(0, self._chunks, burst):
             await self._writable.wait()
-            self._transport.write(event)
-            if self._delay_s:
-                await asyncio.sleep(self._delay_s)
+            self._transport.write(event * burst)
+            await asyncio.sleep(self._delay_s)
         self._transport.write(_chunk(DONE) + b"0\r\n\r\n")
 
 

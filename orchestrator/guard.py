@@ -83,6 +83,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
         cycle.on_response()
 
+    def write_chunk(self, cycle: RequestResponseCycle, data: bytes) -> bool:
+        """Send a piece of a chunked answer that was begun by ASGI; False when the client's socket is full."""
+        if not cycle.disconnected:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not self.flow.write_paused
+
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -282,6 +282,8 @@ async def _pass(call: Call, connection: Connection, metrics: ModelMetrics) -> bo
         headers = wire.response_headers(connection.headers, call.ours)
         await call.send({"type": "http.response.start", "status": connection.status, "headers": headers})
         call.sent = True
+    if wire.header(connection.headers, b"content-length") is None:
+        return _count(await _relay(call, connection), metrics)
     tail, more = b"", True
     while more:
         data = await connection.chunk()
@@ -289,6 +291,22 @@ async def _pass(call: Call, connection: Connection, metrics: ModelMetrics) -> bo
         await call.send({"type": "http.response.body", "body": data, "more_body": more})
         tail = data if len(data) >= _TAIL_BYTES else (tail + data)[-_TAIL_BYTES:]
     return _count(tail, metrics)
+
+
+async def _relay(call: Call, connection: Connection) -> bytes:
+    """Pass a stream from socket to socket; returns its end."""
+    client, cycle = call.scope["extensions"][CONNECTION], call.scope["extensions"][CYCLE]
+    tail = b""
+
+    def sink(data: bytes) -> bool:
+        nonlocal tail
+        tail = data if len(data) >= _TAIL_BYTES else (tail + data)[-_TAIL_BYTES:]
+        return bool(client.write_chunk(cycle, data))
+
+    while not await connection.relay(sink):
+        await client.flow.drain()
+    await call.send({"type": "http.response.body", "body": b"", "more_body": False})
+    return tail
 
 
 async def _pass_error(call: Call, connection: Connection) -> bool:

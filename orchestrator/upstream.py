@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -59,6 +60,8 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._error: UpstreamError | None = None
         self._paused = False
+        self._sink: Callable[[bytes], bool] | None = None
+        self._full = False
         self._buffered_bytes = 0
         self._head_bytes = 0
         self._idle_timeout_s = float("inf")
@@ -104,10 +107,38 @@ class Connection(asyncio.Protocol):
         data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered_bytes = 0
+        self._resume()
+        return data
+
+    async def relay(self, sink: Callable[[bytes], bool]) -> bool:
+        """Hand the body to `sink` straight from the socket, until the answer ends (True) or `sink` says that it
+        is full (False: call again once it is not). No task is woken for a chunk. Raises `UpstreamError`.
+        """
+        self._sink = sink
+        self._full = False
+        try:
+            if self._chunks:
+                self._pour()
+            while not self.answered and not self._full:
+                await self._wait()
+            return not self._full and not self._chunks
+        finally:
+            self._sink = None
+
+    def _pour(self) -> None:
+        """Give what is buffered to the sink."""
+        if self._sink is None or not self._chunks:
+            return
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered_bytes = 0
+        self._resume()
+        self._full = not self._sink(data)
+
+    def _resume(self) -> None:
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
-        return data
 
     def abort(self, error: UpstreamError | None = None) -> None:
         """Close hard, which ends the request at the engine; whoever waits gets `error`."""
@@ -168,6 +199,10 @@ class Connection(asyncio.Protocol):
         if not self.status and self._head_bytes > HEAD_BYTES_MAX:
             self.abort(UpstreamBroken("the head of the engine's answer is too large"))
             return
+        if self._sink is not None and not self._full:
+            self._pour()
+            if not (self.answered or self._full):
+                return  # nobody has to wake for it
         if self._buffered_bytes > BUFFER_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
