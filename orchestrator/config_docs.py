@@ -1,0 +1,55 @@
+"""The settings table as text: the README's section and ``.env.example`` are generated, and tests compare them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from orchestrator.config import ENV_PREFIX, Lifecycle, ModelSettings, Settings, Table
+
+
+def settings_markdown() -> str:
+    """A table of every key with its default and help."""
+    rows = ["| key | default | what it does |", "|---|---|---|"]
+    rows += [f"| `{section}.{key}` | `{_shown(field)}` | {field.description} |" for section, key, field in _keys()]
+    rows += [
+        f'| `models."id".{key}` | {"as in defaults" if key in Lifecycle.model_fields else f"`{_shown(field)}`"} '
+        f"| {field.description or Lifecycle.model_fields[key].description} |"
+        for key, field in ModelSettings.model_fields.items()
+    ]
+    return "\n".join(rows)
+
+
+def env_example() -> str:
+    """``.env.example``: every variable, commented out, with its default."""
+    lines = [
+        "# Copy to .env and uncomment what you want to change. Flags and the environment win over this file,",
+        "# this file wins over orchestrator.toml. Models are configured in orchestrator.toml only.",
+    ]
+    for section, key, field in _keys():
+        lines += ["", f"# {field.description}", f"# {ENV_PREFIX}{section.upper()}__{key.upper()}={_shown(field)}"]
+    lines += ["", "# Where `orchestrator demo` keeps what it prepares.", "# ORCHESTRATOR_CACHE=~/.cache/orchestrator"]
+    lines += ["", "# The service that the command line talks to, and the key it uses."]
+    lines += ["# ORCHESTRATOR_URL=http://127.0.0.1:8000", "# ORCHESTRATOR_API_KEY="]
+    lines += ["", "# As everywhere: where weights are kept and fetched from, and the token for gated ones."]
+    lines += ["# HF_HOME=~/.cache/huggingface", "# HF_ENDPOINT=https://huggingface.co", "# HF_TOKEN="]
+    return "\n".join(lines) + "\n"
+
+
+def _keys() -> list[tuple[str, str, FieldInfo]]:
+    found = []
+    for section, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Table):
+            found += [(section, key, sub) for key, sub in field.annotation.model_fields.items()]
+    return found
+
+
+def _shown(field: FieldInfo) -> str:
+    value: Any = field.default
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or value == () or value == {}:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
