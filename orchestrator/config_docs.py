@@ -53,3 +53,16 @@ def _shown(field: FieldInfo) -> str:
     if value is None or value == () or value == {}:
         return ""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def write(root: Path) -> None:
+    """Bring README.md and .env.example under `root` up to date."""
+    (root / ".env.example").write_text(env_example(), "utf-8")
+    readme = root / "README.md"
+    before, _, rest = readme.read_text("utf-8").partition("<!-- settings -->")
+    after = rest.partition("<!-- /settings -->")[2]
+    readme.write_text(f"{before}<!-- settings -->\n{settings_markdown()}\n<!-- /settings -->{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    write(Path.cwd())
