@@ -1,0 +1,114 @@
+"""The held line: order, pace, bounds, and no turn lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from orchestrator.hold import WINDOW_START, Line, Turn
+from orchestrator.patience import CLIENT_TIMEOUT_SHARE, RETRY_HOLD_DEFAULT_S, patience
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_the_window_doubles_with_each_round() -> None:
+    async def rounds() -> list[int]:
+        line = Line()
+        tasks = [asyncio.create_task(line.stand(60)) for _ in range(100)]
+        await settle()
+        assert not any(task.done() for task in tasks)
+        line.open()
+        sizes, seen = [], 0
+        while seen < 100:
+            await settle()
+            turns = [task.result() for task in tasks if task.done()][seen:]
+            sizes.append(len(turns))
+            seen += len(turns)
+            for turn in turns:
+                assert turn is not None
+                turn.begun()
+        return sizes
+
+    assert asyncio.run(rounds()) == [WINDOW_START, 8, 16, 32, 40]
+
+
+def test_first_come_first_served() -> None:
+    async def order() -> list[int]:
+        line, went = Line(), []
+
+        async def one(number: int) -> None:
+            turn = await line.stand(60)
+            went.append(number)
+            assert turn is not None
+            turn.begun()
+
+        tasks = [asyncio.create_task(one(n)) for n in range(20)]
+        await settle()
+        line.open()
+        await asyncio.gather(*tasks)
+        return went
+
+    assert asyncio.run(order()) == list(range(20))
+
+
+def test_who_leaves_frees_the_place_and_the_turn() -> None:
+    async def leave() -> None:
+        line = Line()
+        tasks = [asyncio.create_task(line.stand(60)) for _ in range(WINDOW_START + 1)]
+        await settle()
+        tasks[0].cancel()
+        await settle()
+        assert line.held == WINDOW_START
+        line.open()
+        tasks[1].cancel()  # its turn has been given out but not taken
+        await settle()
+        assert [task.done() for task in tasks] == [True] * (WINDOW_START + 1)
+        assert tasks[1].cancelled()
+        for task in tasks[2:]:
+            turn = task.result()
+            assert isinstance(turn, Turn)
+            turn.lost()
+            turn.lost()  # settled once only
+        assert not line.busy
+
+    asyncio.run(leave())
+
+
+def test_time_out_and_dismissal_give_no_turn() -> None:
+    async def none() -> None:
+        line = Line()
+        assert await line.stand(0.01) is None
+        task = asyncio.create_task(line.stand(60))
+        await settle()
+        line.dismiss()
+        assert await task is None
+        assert line.held == 0
+
+    asyncio.run(none())
+
+
+@pytest.mark.parametrize(
+    ("headers", "hold_s", "applied", "progress"),
+    [
+        ({}, 0, None, False),
+        ({b"prefer": b"wait=10"}, 10, b"wait=10", False),
+        ({b"prefer": b"wait=9999"}, 300, b"wait=300", False),
+        ({b"prefer": b"respond-async, Wait = 10, progress"}, 10, b"wait=10", True),
+        ({b"prefer": b'wait="7"'}, 7, b"wait=7", False),
+        ({b"prefer": b"wait=-5"}, 0, None, False),
+        ({b"prefer": b"wait=1e9"}, 0, None, False),
+        ({b"prefer": b"\xff\xfe"}, 0, None, False),
+        ({b"x-stainless-retry-count": b"0"}, 0, None, False),
+        ({b"x-stainless-retry-count": b"1"}, RETRY_HOLD_DEFAULT_S, None, False),
+        ({b"x-stainless-retry-count": b"1", b"x-stainless-read-timeout": b"600"}, 300, None, False),
+        ({b"x-stainless-retry-count": b"2", b"x-stainless-timeout": b"20"}, 20 * CLIENT_TIMEOUT_SHARE, None, False),
+        ({b"x-stainless-retry-count": b"many"}, 0, None, False),
+    ],
+)
+def test_patience(headers: dict[bytes, bytes], hold_s: float, applied: bytes | None, progress: bool) -> None:
+    found = patience(list(headers.items()), 300)
+    assert (found.hold_s, found.applied, found.progress) == (hold_s, applied, progress)
