@@ -168,10 +168,11 @@ class Service:
     def checks(self) -> dict[str, dict[str, Any]]:
         """The state of each part."""
         free_bytes = shutil.disk_usage(self._data).free
+        known = self._reconciler.fleet.known
         stalled_s = self._clock.monotonic() - self._reconciler.passed_at
         return {
             "loop": _check(self.ready() and stalled_s < LOOP_STALL_S, f"last pass {stalled_s:.0f} s ago"),
-            "runtime": _check(self._reconciler.fleet.known, "the runtime does not answer"),
+            "runtime": _check(known, "" if known else "the runtime does not answer"),
             "keys": _check(not self._keys.error, self._keys.error),
             "configuration": _check(not self._watched.error, self._watched.error),
             "history": _check(not self._catalog.error, self._catalog.error),

@@ -122,6 +122,18 @@ def service(folder: Path, *tables: str, head: str = "", **environ: str) -> Itera
         running.close()
 
 
+def posted(record: Path, count: int) -> list[dict[str, Any]]:
+    """The first `count` POSTs in a stub's record; it writes them a moment after its answer."""
+
+    def lines() -> list[dict[str, Any]]:
+        text = record.read_text() if record.exists() else ""
+        found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in found if line["method"] == "POST"]
+
+    found: list[dict[str, Any]] = until(lambda: len(lines()) >= count and lines())
+    return found
+
+
 def ask(model: str, text: str = "What is the capital of France?", **more: Any) -> dict[str, Any]:
     """A chat request."""
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}

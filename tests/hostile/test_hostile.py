@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import socket
 import statistics
 import time
@@ -18,12 +20,13 @@ from tests.stub import Service, ask, model_table, service, until
 MODEL = "acme/echo"
 CHAT = "/v1/chat/completions"
 SEED = 20261121
+SLOW = bool(os.environ.get("CI"))
 LIMITS = """
 [server]
 header_timeout_s = 1
 body_timeout_s = 1
 body_bytes_per_s_min = 10000
-connections_max = 300
+connections_max = 600
 body_bytes_max = 1000000
 """
 
@@ -119,7 +122,7 @@ def test_slow_senders_are_cut_and_good_ones_served(target: Service) -> None:
     """H2, with deadlines of a second."""
     host, port = target.url.removeprefix("http://").split(":")
     begun = [b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nx: ", b"", post(b"x" * 1000)[:-990]]
-    slow = [socket.create_connection((host, int(port))) for _ in range(200)]
+    slow = [socket.create_connection((host, int(port))) for _ in range(500)]
     for index, connection in enumerate(slow):
         connection.sendall(begun[index % len(begun)])
     seconds = []
@@ -136,9 +139,30 @@ def test_slow_senders_are_cut_and_good_ones_served(target: Service) -> None:
         connection.close()
 
 
+def test_ten_thousand_hostile_ids_start_nothing(target: Service) -> None:
+    """S7: an id is looked up among the configured ones and goes nowhere else."""
+    dice, parts = (
+        random.Random(SEED),
+        ["..", "/", "\\", "\0", "-rf", "$(id)", ";", "%2e", "acme", "echo", "é", "\n", "{port}"],
+    )
+    before, launches = forwarded(target), target.log().count('"launched"')
+    files = sorted((target.folder / "data").rglob("*"))
+    with httpx.Client(base_url=target.url) as client:
+        for number in range(10_000 if SLOW else 1000):
+            name = "".join(dice.choice(parts) for _ in range(dice.randint(1, 8))) + str(number)
+            path = (CHAT, "/v1/embeddings")[number % 2]
+            answer = client.post(path, content=json.dumps({"model": name}))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert target.log().count('"launched"') == launches
+    assert not [path for path in forwarded(target)[len(before) :] if path != "/health"]
+    assert [p for p in sorted((target.folder / "data").rglob("*")) if ".wal" not in p.name] == [
+        p for p in files if ".wal" not in p.name
+    ]
+
+
 def test_connections_are_capped(target: Service) -> None:
     host, port = target.url.removeprefix("http://").split(":")
-    held = [socket.create_connection((host, int(port))) for _ in range(300)]
+    held = [socket.create_connection((host, int(port))) for _ in range(600)]
     time.sleep(0.1)
     with socket.create_connection((host, int(port)), timeout=3) as one_more:
         assert statuses(one_more.recv(4096)) == [503]
