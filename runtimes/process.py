@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.crash import crash_point
-from orchestrator.errors import LaunchFailed, NotFound
+from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
 from orchestrator.model import Gpu, Instance, InstanceState, LaunchSpec
 from runtimes.records import Record, Records, is_name
 
@@ -58,7 +58,10 @@ class ProcessRuntime:
 
     async def list(self) -> tuple[Instance, ...]:
         """See `ports.Runtime.list`. Also keeps the logs within their bound."""
-        return await asyncio.to_thread(self._list)
+        try:
+            return await asyncio.to_thread(self._list)
+        except OSError as error:
+            raise RuntimeUnavailable(f"the records of engines can't be read: {error}") from None
 
     async def stop(self, replica: str, *, grace_s: float) -> None:
         """See `ports.Runtime.stop`."""
@@ -86,10 +89,10 @@ class ProcessRuntime:
         """See `ports.Runtime.log_tail`."""
         try:
             path = self._log_path(replica)
-        except NotFound:
+            at = max(0, path.stat().st_size - tail_bytes)
+            return (await asyncio.to_thread(_read, path, at, tail_bytes)).decode("utf-8", "replace")
+        except (NotFound, OSError):
             return ""
-        at = max(0, path.stat().st_size - tail_bytes)
-        return (await asyncio.to_thread(_read, path, at, tail_bytes)).decode("utf-8", "replace")
 
     async def gpus(self) -> tuple[Gpu, ...]:
         """None yet: engines as processes run on the CPU, or take what GPUs they see."""

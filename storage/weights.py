@@ -80,7 +80,13 @@ class HubWeights:
         self._found: dict[tuple[str, str], Weights] = {}
 
     def look(self, deployment: Deployment) -> Weights:
-        """See `ports.WeightsStore.look`."""
+        """See `ports.WeightsStore.look`. A disk that can't be read is told, not raised."""
+        try:
+            return self._look(deployment)
+        except OSError as error:
+            return Weights(state=WeightsState.FAILED, error=f"{deployment.source} can't be read: {error.strerror}")
+
+    def _look(self, deployment: Deployment) -> Weights:
         source, key = deployment.source, _key(deployment)
         if not source:
             return Weights(state=WeightsState.PRESENT)
