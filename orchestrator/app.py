@@ -131,6 +131,7 @@ class Service:
             health=self,
             clock=self._clock,
             forgive=self._reconciler.forgive,
+            settled=self._reconciler.settled,
             version=importlib.metadata.version("orchestrator"),
         )
         self._metrics.watch(self._activator)

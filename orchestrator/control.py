@@ -60,6 +60,7 @@ class Control:
         health: Health,
         clock: Clock,
         forgive: Callable[[str], None],
+        settled: Callable[[], Awaitable[None]],
         version: str,
     ) -> None:
         self._activator = activator
@@ -71,6 +72,7 @@ class Control:
         self._health = health
         self._clock = clock
         self._forgive = forgive
+        self._settled = settled
         self._version = version
         self._created_unix = int(clock.unix())
 
@@ -175,18 +177,23 @@ class Control:
         route = self._route(request, key)
         self._forgive(route.deployment.name)
         self._activator.ask(route.deployment.name, self._clock.monotonic())
-        return Json(self.view(route), 202)
+        return await self._asked(request, key)
 
     async def _stop(self, request: Request, key: Key) -> Response:
         route = self._route(request, key)
         self._activator.ask_stop(route.deployment.name, self._clock.monotonic())
-        return Json(self.view(route), 202)
+        return await self._asked(request, key)
 
     async def _pull(self, request: Request, key: Key) -> Response:
         route = self._route(request, key)
         self._forgive(route.deployment.name)
         self._activator.ask_pull(route.deployment.name, self._clock.monotonic())
-        return Json(self.view(route), 202)
+        return await self._asked(request, key)
+
+    async def _asked(self, request: Request, key: Key) -> Response:
+        """202 with the model as it is once the loop has seen the wish."""
+        await self._settled()
+        return Json(self.view(self._route(request, key)), 202)
 
     # --- realtime ---
 

@@ -8,6 +8,7 @@ awaits are all in front: from the sighting on, a pass runs without a break, so n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from urllib.parse import urlsplit
 
@@ -43,6 +44,7 @@ LIST_TIMEOUT_S = 10.0
 FIRST_PROBES_S = 1.0
 """How long the first pass waits to hear from engines that outlived us, so that they are adopted as ready."""
 HISTORY_STARTS_MAX = 200
+SETTLE_S = 2.0
 EFFECTS_MAX = 64
 """Effects under way at once; what does not fit is decided again."""
 
@@ -81,6 +83,7 @@ class Reconciler:
         self._publish = publish
         self._fleet = Fleet(boot=boot)
         self.passed_at = clock.monotonic()
+        self._pass_end = asyncio.Event()
         self._lanes: dict[str, Lane] = {}
         self._effects: dict[tuple[type, str], asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -102,6 +105,12 @@ class Reconciler:
     def forgive(self, model: str) -> None:
         """Somebody asked for the model by hand: its next attempt is now."""
         self._outcome(lambda fleet, _: step.forgiven(fleet, model))
+
+    async def settled(self) -> None:
+        """Wait until a pass has seen what was asked for before, at most `SETTLE_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                await self._pass_end.wait()
 
     def configure(self, deployments: Mapping[str, Deployment]) -> None:
         """Take new deployments; what no longer fits leaves in the next passes."""
@@ -168,6 +177,8 @@ class Reconciler:
         self._publish(self._routes(now))
         self._metrics.loop_passes.inc()
         self.passed_at = now
+        ended, self._pass_end = self._pass_end, asyncio.Event()
+        ended.set()
 
     async def _list(self) -> tuple[Instance, ...] | None:
         """What runs, or None: unknown."""

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from orchestrator.model import Deployment, Fleet, Phase, StartRecord, Track, Weights
 
+QUEUED_S_MIN = 0.5
+"""Less is the moment between two effects, not a wait for anything."""
+
 
 def ended_starts(
     before: Fleet, after: Fleet, deployments: Mapping[str, Deployment], unix: float, now: float
@@ -29,6 +32,8 @@ def _record(fleet: Fleet, deployment: Deployment, track: Track, unix: float, now
     seconds: dict[Phase, float] = {}
     for phase, spent in track.seconds:
         seconds[phase] = seconds.get(phase, 0.0) + spent
+    if seconds.get(Phase.QUEUED, 0.0) < QUEUED_S_MIN:
+        seconds.pop(Phase.QUEUED, None)
     replicas, backoff = fleet.of(deployment.name), fleet.backoff.get(deployment.name)
     weights = fleet.weights.get(deployment.name)
     began_at = now if track.start_at is None else track.start_at

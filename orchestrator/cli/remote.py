@@ -125,7 +125,7 @@ def pull(remote: Remote, model: str, *, as_json: bool) -> int:
     def ended(view: dict[str, Any]) -> bool:
         return view["weights"]["state"] == "present" or bool(_failure(view))
 
-    view = _watch(remote, model, ended, quiet=as_json)
+    view = _watch_pull(remote, model, ended, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(view))
     elif view["weights"]["state"] == "present":
@@ -179,6 +179,26 @@ def _watch(remote: Remote, model: str, ended: Callable[[dict[str, Any]], bool], 
             elif not quiet and time.monotonic() - told_at >= PLAIN_LINE_S:
                 told_at = time.monotonic()
                 console.print(line)
+            time.sleep(POLL_S)
+
+
+def _watch_pull(remote: Remote, model: str, ended: Callable[[dict[str, Any]], bool], *, quiet: bool) -> dict[str, Any]:
+    """Follow a pull with a bar of bytes, rate and time on a terminal; elsewhere as `_watch` does."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True, highlight=False)
+    if quiet or not console.is_terminal:
+        return _watch(remote, model, ended, quiet=quiet)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
+        task = progress.add_task(model, total=None)
+        while True:
+            view: dict[str, Any] = remote.get(f"/api/models/{model}")
+            weights = view["weights"]
+            progress.update(task, completed=weights["done_bytes"], total=weights["total_bytes"])
+            if ended(view):
+                return view
             time.sleep(POLL_S)
 
 

@@ -273,6 +273,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--record")
     parser.add_argument("--lines", type=int, default=0)
+    parser.add_argument("--note", help="ignored; for looking at the command line")
     return parser.parse_args()
 
 
