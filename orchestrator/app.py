@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import structlog
@@ -24,9 +24,10 @@ from orchestrator.config import Settings, Watched, cache_dir, deployments
 from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
 from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
+from orchestrator.express import ExpressLane
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.metrics import Metrics
-from orchestrator.proxy import Proxy
+from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
 from orchestrator.upstream import Timeouts
 from runtimes.engines import engines
@@ -58,17 +59,18 @@ class SystemClock:
         return time.time()
 
 
-class RequestIds:
+class LabelledAnswers:
     """Puts ``x-request-id`` on every answer of the control plane, errors too."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, request_id: Callable[[], bytes]) -> None:
         self._app = app
+        self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req-{secrets.token_hex(10)}".encode()
+        request_id = self._request_id()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -95,6 +97,7 @@ class Service:
         self._lock = InstanceLock(data)
         self._metrics = Metrics()
         self._events = Broadcast()
+        self._request_ids = RequestIds()
         self._wakeup = asyncio.Event()
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
         self._runtime = ProcessRuntime(
@@ -144,12 +147,24 @@ class Service:
             exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
         )
         return Proxy(
-            RequestIds(control),
+            LabelledAnswers(control, self._request_ids),
             activator=self._activator,
             keys=self._keys,
             metrics=self._metrics,
             limits=self.settings.activator,
             body_bytes_max=self.settings.server.body_bytes_max,
+            request_id=self._request_ids,
+            monotonic=self._clock.monotonic,
+            wake=self._wakeup.set,
+        )
+
+    def express(self) -> ExpressLane:
+        """The lane past ASGI for warm requests."""
+        return ExpressLane(
+            activator=self._activator,
+            keys=self._keys,
+            metrics=self._metrics,
+            request_id=self._request_ids,
             monotonic=self._clock.monotonic,
             wake=self._wakeup.set,
         )

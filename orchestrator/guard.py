@@ -13,14 +13,39 @@ import math
 import secrets
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Protocol
 
 import httptools
 import msgspec
+from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from orchestrator.config import ServerSettings
 from orchestrator.errors import ApiError
 from orchestrator.proxy import CONNECTION, CYCLE
+
+EXPRESS_BYTES_MAX = 32 * 2**10
+"""Larger bodies go by the app, which reads them with back-pressure."""
+
+
+class Ride(Protocol):
+    """A request on its way past ASGI; see `express`."""
+
+    def left(self) -> None:
+        """The client is gone."""
+
+    def writable(self) -> None:
+        """The client's socket takes bytes again."""
+
+
+class Express(Protocol):
+    """Takes warm requests past ASGI; see `express`."""
+
+    def takes(self, scope: HTTPScope) -> bool:
+        """Whether a request with this head may be one of them."""
+
+    def board(self, client: GuardedProtocol, cycle: RequestResponseCycle) -> Ride | None:
+        """Send it on its way; None when it must go by the app."""
 
 
 class _Refused(Exception):
@@ -34,9 +59,14 @@ class GuardedProtocol(HttpToolsProtocol):
     leaving), and may `abort` it.
     """
 
-    def __init__(self, limits: ServerSettings, **uvicorn: object) -> None:
+    def __init__(self, limits: ServerSettings, express: Express | None = None, **uvicorn: object) -> None:
         super().__init__(**uvicorn)  # type: ignore[arg-type]
         self._limits = limits
+        self._express = express
+        self._parsing_head = False
+        self._waiting: RequestResponseCycle | None = None
+        """A request that may go by `express` once its body is here."""
+        self._ride: Ride | None = None
         self._refusal: ApiError | None = None
         self._closed = False
         self._in_head = False
@@ -83,6 +113,33 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
         cycle.on_response()
 
+    def begin_answer(self, cycle: RequestResponseCycle, head: bytes, *, chunked: bool) -> bytes:
+        """The bytes that begin an answer whose body comes in pieces; see `answer` for `head`."""
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        fields = b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
+        framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        return b"".join((head, fields, framing, end))
+
+    def send(self, cycle: RequestResponseCycle, data: bytes) -> bool:
+        """Send bytes of an answer as they are; False when the client's socket is full."""
+        if data and not cycle.disconnected:
+            self.transport.write(data)
+        return not self.flow.write_paused
+
+    def end_answer(self, cycle: RequestResponseCycle) -> None:
+        """All of the answer has been sent: the next request may come."""
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+
+    def run_app(self, cycle: RequestResponseCycle) -> None:
+        """Hand a request to the ASGI app after all."""
+        super()._start_asgi_task(cycle, self.app)
+
     def write_chunk(self, cycle: RequestResponseCycle, data: bytes) -> bool:
         """Send a piece of a chunked answer that was begun by ASGI; False when the client's socket is full."""
         if not cycle.disconnected:
@@ -118,9 +175,17 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._closed = True
+        self._waiting = None
+        if self._ride is not None:
+            self._ride.left()
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._ride is not None:
+            self._ride.writable()
 
     # --- parser callbacks ---
 
@@ -137,7 +202,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if problem := self._problem():
             self._stop(ApiError(400, problem, code="invalid_http"))
         try:
+            self._parsing_head = True
             super().on_headers_complete()
+            self._parsing_head = False
         except (httptools.HttpParserError, UnicodeDecodeError):
             self._stop(ApiError(400, "the request target is not valid", code="invalid_http"))
         self.scope["extensions"][CYCLE] = self.cycle  # type: ignore[assignment]
@@ -151,10 +218,30 @@ class GuardedProtocol(HttpToolsProtocol):
         earned_s = self._body_bytes / self._limits.body_bytes_per_s_min
         self.deadline = self._body_began_at + self._limits.body_timeout_s + earned_s
         super().on_body(body)
+        if self._waiting is not None and len(self.cycle.body) > EXPRESS_BYTES_MAX:
+            waiting, self._waiting = self._waiting, None
+            self.run_app(waiting)
 
     def on_message_complete(self) -> None:
         self.deadline = math.inf
         super().on_message_complete()
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._ride = self._express.board(self, waiting) if self._express else None
+            if self._ride is None:
+                self.run_app(waiting)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """uvicorn starts the app with the head; what may go by express waits for its body first."""
+        ahead = self._parsing_head and app is self.app and not cycle.waiting_for_100_continue
+        if self._express is not None and ahead and self._express.takes(cycle.scope):
+            self._waiting = cycle
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def ride_ended(self) -> None:
+        """The request that went by express is done with this connection."""
+        self._ride = None
 
     def _check_fit(self) -> None:
         if not self._fits():

@@ -58,7 +58,18 @@ TARGETS: dict[str, bytes] = {path: path.encode() for path in _PATHS} | {"/api/ch
 """The path a client asks for, and the path that its engine is asked for."""
 
 _TOKENS = re.compile(rb'"(prompt_tokens|input_tokens|completion_tokens|output_tokens)"\s*:\s*(\d{1,12})')
-_TAIL_BYTES = 4096
+TAIL_BYTES = 4096
+
+
+class RequestIds:
+    """Makes ids: cheap, and different in every run."""
+
+    def __init__(self) -> None:
+        self._boot = secrets.token_hex(6).encode()
+        self._serial = itertools.count(1)
+
+    def __call__(self) -> bytes:
+        return b"req-%b-%d" % (self._boot, next(self._serial))
 
 
 class Call:
@@ -106,6 +117,7 @@ class Proxy:
         metrics: Metrics,
         limits: ActivatorSettings,
         body_bytes_max: int,
+        request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
@@ -117,15 +129,14 @@ class Proxy:
         self._body_bytes_max = body_bytes_max
         self._now = monotonic
         self._wake = wake
-        self._serial = itertools.count(1)
-        self._boot = secrets.token_hex(6)
+        self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = TARGETS.get(scope["path"]) if scope["type"] == "http" else None
         if target is None:
             await self._app(scope, receive, send)
             return
-        call = Call(scope, send, f"req-{self._boot}-{next(self._serial)}".encode(), target)
+        call = Call(scope, send, self._request_id(), target)
         try:
             await self._serve(call, scope, receive)
         except ApiError as error:
@@ -171,7 +182,7 @@ class Proxy:
             ended = True
             self._wake()
             if not call.sent:
-                raise _fault(error) from None
+                raise fault(error) from None
             abort()
         except asyncio.CancelledError:
             metrics.cancelled += 1
@@ -277,20 +288,20 @@ async def _pass(call: Call, connection: Connection, metrics: ModelMetrics) -> bo
         data = await connection.chunk()
         extensions = call.scope["extensions"]
         extensions[CONNECTION].answer(extensions[CYCLE], wire.response_head(connection, call.ours), data)
-        return _count(data[-_TAIL_BYTES:], metrics)
+        return count_tokens(data[-TAIL_BYTES:], metrics)
     if not call.sent:
         headers = wire.response_headers(connection.headers, call.ours)
         await call.send({"type": "http.response.start", "status": connection.status, "headers": headers})
         call.sent = True
     if wire.header(connection.headers, b"content-length") is None:
-        return _count(await _relay(call, connection), metrics)
+        return count_tokens(await _relay(call, connection), metrics)
     tail, more = b"", True
     while more:
         data = await connection.chunk()
         more = not connection.answered
         await call.send({"type": "http.response.body", "body": data, "more_body": more})
-        tail = data if len(data) >= _TAIL_BYTES else (tail + data)[-_TAIL_BYTES:]
-    return _count(tail, metrics)
+        tail = data if len(data) >= TAIL_BYTES else (tail + data)[-TAIL_BYTES:]
+    return count_tokens(tail, metrics)
 
 
 async def _relay(call: Call, connection: Connection) -> bytes:
@@ -300,7 +311,7 @@ async def _relay(call: Call, connection: Connection) -> bytes:
 
     def sink(data: bytes) -> bool:
         nonlocal tail
-        tail = data if len(data) >= _TAIL_BYTES else (tail + data)[-_TAIL_BYTES:]
+        tail = data if len(data) >= TAIL_BYTES else (tail + data)[-TAIL_BYTES:]
         return bool(client.write_chunk(cycle, data))
 
     while not await connection.relay(sink):
@@ -319,14 +330,12 @@ async def _pass_error(call: Call, connection: Connection) -> bool:
         event = wire.sse_event(content)
         await call.send({"type": "http.response.body", "body": event, "more_body": False})
         return False
-    ours = list(call.ours)
-    if (retry_after := wire.header(connection.headers, b"retry-after")) or connection.status in (429, 503):
-        ours.append((b"retry-after", retry_after or b"1"))
+    ours = [*call.ours, *wire.retry_after(connection.status, connection.headers)]
     await wire.send_json(call.send, connection.status, content, ours)
     return connection.status < 500
 
 
-def _count(tail: bytes, metrics: ModelMetrics) -> bool:
+def count_tokens(tail: bytes, metrics: ModelMetrics) -> bool:
     """Count the tokens that the end of an answer reports; False when it reports an error instead.
 
     A vLLM whose worker dies ends its stream with an error event and, even so, with ``[DONE]``.
@@ -341,7 +350,7 @@ def _count(tail: bytes, metrics: ModelMetrics) -> bool:
     return b'data: {"error"' not in tail
 
 
-def _fault(error: UpstreamError) -> ApiError:
+def fault(error: UpstreamError) -> ApiError:
     """An engine's fault as an answer."""
     if isinstance(error, UpstreamTimeout):
         return ApiError(504, str(error), code="engine_timeout")

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.config import Settings
 from orchestrator.errors import OrchestratorError
-from orchestrator.guard import GuardedProtocol
+from orchestrator.guard import Express, GuardedProtocol
 
 BACKLOG = 2048
 GC_THRESHOLD = 20_000
@@ -36,6 +36,9 @@ class Drainable(Protocol):
     def asgi(self) -> ASGIApp:
         """The outermost app."""
 
+    def express(self) -> Express:
+        """The lane past ASGI for warm requests."""
+
     def drain(self) -> None:
         """The service has been told to end; requests in flight go on."""
 
@@ -45,7 +48,7 @@ def serve(service: Drainable, settings: Settings, listener: socket.socket) -> No
     config = uvicorn.Config(
         service.asgi(),
         loop="uvloop",
-        http=functools.partial(GuardedProtocol, settings.server),  # type: ignore[arg-type]
+        http=functools.partial(GuardedProtocol, settings.server, service.express()),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,

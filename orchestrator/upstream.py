@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 
@@ -50,6 +50,16 @@ class Timeouts:
     request_timeout_s: float
 
 
+class Listener(Protocol):
+    """Follows one answer by callbacks, without a task; see `Connection.listen`."""
+
+    def progressed(self) -> None:
+        """Something came: the head, some of the body, or the end."""
+
+    def failed(self, error: UpstreamError) -> None:
+        """The answer broke off, or never began. Called once; nothing comes after."""
+
+
 class Connection(asyncio.Protocol):
     """One connection to an engine. Owned by one request at a time; `Pool` hands it out."""
 
@@ -62,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._sink: Callable[[bytes], bool] | None = None
         self._full = False
+        self._listener: Listener | None = None
         self._buffered_bytes = 0
         self._head_bytes = 0
         self._idle_timeout_s = float("inf")
@@ -104,11 +115,36 @@ class Connection(asyncio.Protocol):
             if self.answered:
                 return b""
             await self._wait()
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self.resume()
+        return self.take()
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How much of the body waits to be taken."""
+        return self._buffered_bytes
+
+    def listen(self, listener: Listener | None) -> None:
+        """Have `listener` told of all that comes from now on, instead of waking whoever awaits; None: nobody."""
+        self._listener = listener
+
+    def take(self) -> bytes:
+        """All of the body that has come since the last time; empty when nothing has. Does not block."""
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered_bytes = 0
-        self._resume()
         return data
+
+    def pause(self) -> None:
+        """Read no more until `resume`: whoever gets the answer is slower than the engine."""
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
 
     async def relay(self, sink: Callable[[bytes], bool]) -> bool:
         """Hand the body to `sink` straight from the socket, until the answer ends (True) or `sink` says that it
@@ -129,16 +165,9 @@ class Connection(asyncio.Protocol):
         """Give what is buffered to the sink."""
         if self._sink is None or not self._chunks:
             return
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._buffered_bytes = 0
-        self._resume()
+        self.resume()
+        data = self.take()
         self._full = not self._sink(data)
-
-    def _resume(self) -> None:
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
 
     def abort(self, error: UpstreamError | None = None) -> None:
         """Close hard, which ends the request at the engine; whoever waits gets `error`."""
@@ -165,6 +194,12 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None
 
+    def _told(self) -> None:
+        if self._listener is not None:
+            self._listener.progressed()
+        else:
+            self._wake()
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -172,6 +207,9 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: UpstreamError) -> None:
         if self._error is None:
             self._error = error
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.failed(self._error)
         self._wake_with_error()
 
     def _wake_with_error(self) -> None:
@@ -203,9 +241,11 @@ class Connection(asyncio.Protocol):
             self._pour()
             if not (self.answered or self._full):
                 return  # nobody has to wake for it
-        if self._buffered_bytes > BUFFER_BYTES_MAX and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if self._listener is not None:
+            self._listener.progressed()
+            return
+        if self._buffered_bytes > BUFFER_BYTES_MAX:
+            self.pause()
         if self.status:
             self._wake()
 
@@ -213,7 +253,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if not self.answered and self.status and self._until_close():
             self.on_message_complete()
-            self._wake()
+            self._told()
         elif self.began:
             self._fail(UpstreamBroken("the engine closed the connection in the middle of its answer"))
         else:
@@ -259,6 +299,20 @@ class Pool:
         self._busy: set[Connection] = set()
         self.authority = f"{host}:{port}".encode()
 
+    def begin(self, head: bytes, body: bytes, listener: Listener) -> Connection | None:
+        """Send a request on an idle connection and have `listener` told of the answer; None when none is idle.
+
+        Give the connection back with `release`. Does not block.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                self._busy.add(connection)
+                connection.listen(listener)
+                connection.send(head, body, self._timeouts)
+                return connection
+        return None
+
     async def request(self, head: bytes, body: bytes) -> Connection:
         """Send a request and wait for the head of its answer. Give the connection back with `release`.
 
@@ -278,6 +332,7 @@ class Pool:
     def release(self, connection: Connection) -> None:
         """Take a connection back, to be used again if its answer was read whole, else to be closed."""
         self._busy.discard(connection)
+        connection.listen(None)
         if connection.reusable and len(self._idle) < IDLE_CONNECTIONS_MAX:
             self._idle.append(connection)
         else:

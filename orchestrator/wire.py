@@ -96,6 +96,21 @@ def normal_error(status: int, body: bytes) -> dict[str, Any]:
     }
 
 
+def retry_after(status: int, headers: Headers) -> Headers:
+    """Retry-After for an engine's 429 or 503: its own, or a second where it says nothing (vLLM's queue limit)."""
+    said = header(headers, b"retry-after")
+    if said is None and status not in (429, 503):
+        return []
+    return [(b"retry-after", said or b"1")]
+
+
+def json_answer(status: int, content: Any, ours: Headers) -> tuple[bytes, bytes]:
+    """Head and body of a whole JSON answer; see `guard.GuardedProtocol.answer`."""
+    body = msgspec.json.encode(content)
+    fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ours]
+    return STATUS_LINE[status] + b"".join([b"%b: %b\r\n" % field for field in fields]), body
+
+
 async def send_json(send: Send, status: int, content: Any, headers: Headers) -> None:
     """One whole JSON answer."""
     body = msgspec.json.encode(content)
