@@ -85,7 +85,7 @@ def missing(subject: Subject) -> bool:
 @contextlib.contextmanager
 def running(argv: list[str], folder: Path, port: int) -> Iterator[psutil.Process]:
     """A process that listens on `port`, and all it starts; ended on exit."""
-    env = {**os.environ, "NO_PROXY": "127.0.0.1", "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, "NO_PROXY": "127.0.0.1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
     log_path = folder / "log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(argv, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
@@ -166,7 +166,10 @@ def _nginx(folder: Path, port: int, engine: int, own: list[str]) -> list[str]:
 
 def _litellm(program: str, folder: Path, port: int, engine: int) -> list[str]:
     model = {"model": "openai/bench/model", "api_base": f"http://127.0.0.1:{engine}/v1", "api_key": "none"}
-    config = {"model_list": [{"model_name": "bench/model", "litellm_params": model}]}
+    config = {
+        "model_list": [{"model_name": "bench/model", "litellm_params": model}],
+        "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},  # loopback, for this run only
+    }
     (folder / "litellm.yaml").write_text(json.dumps(config))
     argv = [program, "--config", str(folder / "litellm.yaml"), "--host", "127.0.0.1", "--port", str(port)]
     return [*argv, "--num_workers", "1", "--telemetry", "False"]

@@ -42,7 +42,9 @@ class Key:
 
     def may_use(self, model: str) -> bool:
         """Whether the model is among its patterns."""
-        return any(pattern == "*" or fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+        if "*" in self.models:
+            return True
+        return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
 
 
 ANYBODY = Key(name="", scopes=frozenset(Scope))

@@ -17,7 +17,7 @@ from orchestrator import wire
 from orchestrator.activator import Activator, Lane
 from orchestrator.auth import KeyRing
 from orchestrator.errors import ApiError
-from orchestrator.guard import EXPRESS_BYTES_MAX, GuardedProtocol
+from orchestrator.guard import GuardedProtocol
 from orchestrator.metrics import Metrics, ModelMetrics
 from orchestrator.model import Scope
 from orchestrator.proxy import TAIL_BYTES, TARGETS, count_tokens, fault
@@ -52,10 +52,7 @@ class ExpressLane:
 
     def takes(self, scope: HTTPScope) -> bool:
         """See `guard.Express.takes`."""
-        if scope["path"] not in PATHS or scope["method"] != "POST":
-            return False
-        length = wire.header(cast(Headers, scope["headers"]), b"content-length")
-        return length is not None and int(length) <= EXPRESS_BYTES_MAX
+        return scope["path"] in PATHS and scope["method"] == "POST"
 
     def board(self, client: GuardedProtocol, cycle: RequestResponseCycle) -> Ride | None:
         """See `guard.Express.board`."""

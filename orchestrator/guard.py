@@ -75,6 +75,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """An upper bound of the size of the head that is being parsed."""
         self._body_began_at = 0.0
         self._body_bytes = 0
+        self.body_bytes: int | None = None
+        """The length that the request's head tells."""
         self.deadline = math.inf
         """On the loop's clock: when the client is cut unless more of its request has come."""
         self.on_close: Callable[[], None] | None = None
@@ -88,6 +90,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if now < self.deadline or self._closed:
             return
         answering = self.cycle is not None and not self.cycle.response_complete
+        if self.cycle is not None and not answering and not self._in_head:
+            self.transport.close()  # kept alive for long enough
+            return
         if answering and (self._in_head or self.cycle.response_started):
             return  # the next request of a pipeline, or a body nobody waits for: the answer goes first
         if self.flow.read_paused:
@@ -234,7 +239,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """uvicorn starts the app with the head; what may go by express waits for its body first."""
         ahead = self._parsing_head and app is self.app and not cycle.waiting_for_100_continue
-        if self._express is not None and ahead and self._express.takes(cycle.scope):
+        small = self.body_bytes is not None and self.body_bytes <= EXPRESS_BYTES_MAX
+        if self._express is not None and ahead and small and self._express.takes(cycle.scope):
             self._waiting = cycle
         else:
             super()._start_asgi_task(cycle, app)
@@ -258,10 +264,27 @@ class GuardedProtocol(HttpToolsProtocol):
             return "the request target is not a path"
         if b"#" in self.url:
             return "the request target has a fragment"
-        hosts = [name for name, _ in self.headers].count(b"host")
+        hosts = 0
+        self.body_bytes = None
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                self.body_bytes = int(value)  # the parser has seen that it is a number, and only one
         if hosts != 1 and (hosts > 1 or self.parser.get_http_version() == "1.1"):
             return "a request has exactly one Host field"
         return ""
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but an idle connection is left to the sweep instead of a timer of its own."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.deadline = self.loop.time() + self._limits.keep_alive_s
 
     # --- refusing ---
 

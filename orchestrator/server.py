@@ -56,7 +56,6 @@ def serve(service: Drainable, settings: Settings, listener: socket.socket) -> No
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_keep_alive=math.ceil(settings.server.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(settings.defaults.drain_timeout_s),
     )
     logging.getLogger("uvicorn.error").addFilter(_no_cut_streams)
