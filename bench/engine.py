@@ -23,11 +23,17 @@ WHOLE = json.dumps(
         "usage": {"prompt_tokens": 9, "completion_tokens": 60, "total_tokens": 69},
     }
 ).encode()
-_CHOICE = {"index": 0, "delta": {"content": " fox"}, "finish_reason": None}
 _HEAD = {"id": "bench-1", "object": "chat.completion.chunk", "created": 1, "model": "bench/model"}
-EVENT = b"data: " + json.dumps({**_HEAD, "choices": [_CHOICE]}).encode() + b"\n\n"
 BURST = 20
 """Events in a write when flat out: many tokens wait in the socket when a proxy can't keep up."""
+
+
+def _event(number: int) -> bytes:
+    choice = {"index": 0, "delta": {"content": f" fox{number:02}"}, "finish_reason": None}
+    return b"data: " + json.dumps({**_HEAD, "choices": [choice]}).encode() + b"\n\n"
+
+
+EVENTS = [_event(number) for number in range(BURST)]
 DONE = b"data: [DONE]\n\n"
 _INFO = json.dumps({"object": "list", "data": [{"id": "bench/model", "object": "model"}], "model_path": "bench/model"})
 
@@ -86,10 +92,10 @@ class Engine(asyncio.Protocol):
 
     async def _send_stream(self) -> None:
         self._transport.write(SSE_HEAD)
-        event, burst = _chunk(EVENT), 1 if self._delay_s else BURST
-        for _ in range(0, self._chunks, burst):
+        slow, flat_out = _chunk(EVENTS[0]), b"".join(map(_chunk, EVENTS))
+        for _ in range(0, self._chunks, 1 if self._delay_s else BURST):
             await self._writable.wait()
-            self._transport.write(event * burst)
+            self._transport.write(slow if self._delay_s else flat_out)
             await asyncio.sleep(self._delay_s)
         self._transport.write(_chunk(DONE) + b"0\r\n\r\n")
 

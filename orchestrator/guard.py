@@ -110,9 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle.waiting_for_100_continue = False
         if cycle.disconnected:
             return
-        fields = b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
-        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-        self.transport.write(b"".join((head, fields, end, body)))
+        self.transport.write(b"".join((head, self._fields(cycle), body)))
         cycle.message_event.set()
         if not cycle.keep_alive:
             self.transport.close()
@@ -122,10 +120,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """The bytes that begin an answer whose body comes in pieces; see `answer` for `head`."""
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
-        fields = b"".join(b"%b: %b\r\n" % field for field in self.server_state.default_headers)
         framing = b"transfer-encoding: chunked\r\n" if chunked else b""
-        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-        return b"".join((head, fields, framing, end))
+        return b"".join((head, framing, self._fields(cycle)))
 
     def send(self, cycle: RequestResponseCycle, data: bytes) -> bool:
         """Send bytes of an answer as they are; False when the client's socket is full."""
@@ -244,6 +240,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._waiting = cycle
         else:
             super()._start_asgi_task(cycle, app)
+
+    def _fields(self, cycle: RequestResponseCycle) -> bytes:
+        """The last fields of a head, and the blank line."""
+        ours = b"".join([b"%b: %b\r\n" % field for field in self.server_state.default_headers])
+        return ours + (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
 
     def ride_ended(self) -> None:
         """The request that went by express is done with this connection."""
