@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -29,7 +30,8 @@ def orc(folder: Path, *args: str, **environ: str) -> subprocess.CompletedProcess
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("cli")
     failing = model_table("acme/broken", "--fail-after-s", "0", "--fail-line", "ValueError: a bad day")
-    with service(folder, model_table(MODEL, "--start-s", "0.5", "--lines", "3"), failing) as found:
+    slow = model_table("acme/slow", "--start-s", "600")
+    with service(folder, model_table(MODEL, "--start-s", "0.5", "--lines", "3"), failing, slow) as found:
         yield found
 
 
@@ -96,6 +98,16 @@ def test_failed_start_is_1_with_its_cause(tmp_path: Path, running: Service) -> N
     assert done.returncode == 1
     assert "a bad day" in done.stderr
     assert "a bad day" in orc(tmp_path, "ps", "--url", running.url).stdout
+
+
+def test_ctrl_c_ends_a_command_quietly(tmp_path: Path, running: Service) -> None:
+    argv = (sys.executable, "-m", "orchestrator", "start", "acme/slow", "--url", running.url)
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "starting" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 130
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_unknown_model_is_1(tmp_path: Path, running: Service) -> None:

@@ -103,3 +103,32 @@ def test_engine_logs_can_be_read_after_its_end(tmp_path: Path) -> None:
         assert "the last word" in text
         assert client.get("/api/logs/../../etc/passwd").status_code == 404
         assert client.get("/api/logs/nobody").status_code == 404
+
+
+def test_engine_logs_are_bounded(tmp_path: Path) -> None:
+    head = "[runtime]\nlog_bytes_max = 20000\n"
+    with service(tmp_path, model_table(MODEL, "--lines", "2000"), head=head) as running, running.client() as client:
+        client.post(CHAT, json=ask(MODEL), headers=HOLD)
+        [log] = (tmp_path / "data" / "replicas" / "logs").iterdir()
+        until(lambda: log.stat().st_size <= 20_000)
+        assert "line 1999" in log.read_text()
+        assert client.post(CHAT, json=ask(MODEL)).status_code == 200
+
+
+def test_start_that_takes_too_long_fails_with_its_bound(tmp_path: Path) -> None:
+    with service(tmp_path, model_table(MODEL, "--start-s", "600", start_timeout_s=0.5)) as running:
+        with running.client() as client:
+            answer = client.post(CHAT, json=ask(MODEL), headers=HOLD)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_failed")
+        assert "0.5 s" in answer.json()["error"]["message"]
+        until(lambda: not running.engines())
+
+
+def test_what_a_look_shows_is_told_at_once(tmp_path: Path) -> None:
+    """Preflight: no engine is started for what can't work."""
+    table = f'[models."{MODEL}"]\nengine = "command"\ncommand = ["/no/such/program"]\n'
+    with service(tmp_path, table) as running, running.client() as client:
+        answer = client.post(CHAT, json=ask(MODEL), headers=HOLD)
+        assert answer.json()["error"]["code"] == "model_failed"
+        assert "/no/such/program" in answer.json()["error"]["message"]
+        assert running.log().count('"launched"') == 0
