@@ -151,9 +151,7 @@ class Activator:
         self._wake()
 
     def _demand_of(self, model: str) -> Demand:
-        route = self.routes.get(model)
-        in_flight = sum(lane.in_flight for lane in route.lanes) if route else 0
-        return replace(self._demand.get(model, Demand()), held=self.held_for(model), in_flight=in_flight)
+        return replace(self._demand.get(model, Demand()), held=self.held_for(model))
 
 
 def _least_loaded(lanes: tuple[Lane, ...]) -> Lane:

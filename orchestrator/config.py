@@ -72,7 +72,7 @@ class RuntimeSettings(Table):
 
 
 class StorageSettings(Table):
-    url: str = Field("file://data/objects", description="where files live")
+    url: str = Field("file://data/objects", description="where files live; nothing is kept there yet")
 
 
 class Lifecycle(Table):
@@ -96,11 +96,6 @@ class ProxySettings(Table):
     first_byte_timeout_s: Seconds = Field(600, description="an engine must begin its answer within this")
     stream_idle_timeout_s: Seconds = Field(300, description="the longest silence within an answer")
     request_timeout_s: Seconds = Field(3600, description="the longest an answer may take in all")
-
-
-class Endpoint(Table):
-    url: str
-    max_concurrent_requests: Count = 1
 
 
 class ModelSettings(Table):

@@ -167,7 +167,6 @@ class Demand:
     expected_at: float | None = None
     """When a refused client was told to come back: until then its model is not idle."""
     held: int = 0
-    in_flight: int = 0
     stop_at: float | None = None
     """When `stop` was last called: replicas older than this leave, and nothing starts until asked again."""
     pull_at: float | None = None

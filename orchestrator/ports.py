@@ -53,9 +53,6 @@ class Runtime(Protocol):
     async def gpus(self) -> tuple[Gpu, ...]:
         """The GPUs that replicas may lease; empty on a machine without."""
 
-    def watch(self) -> AsyncIterator[None]:
-        """Hints that something changed; the listener lists again. May be lossy, may end."""
-
 
 class WeightsStore(Protocol):
     """Keeps model weights on disk. One pull per source, however many ask."""

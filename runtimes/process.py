@@ -98,16 +98,6 @@ class ProcessRuntime:
         """None yet: engines as processes run on the CPU, or take what GPUs they see."""
         return ()
 
-    async def watch(self) -> AsyncIterator[None]:
-        """A hint whenever one of our own children has ended."""
-        ended: set[str] = set()
-        while True:
-            now = {replica for replica, child in self._children.items() if child.poll() is not None}
-            if now - ended:
-                yield
-            ended = now
-            await asyncio.sleep(FOLLOW_S)
-
     # --- in threads ---
 
     def _launch(self, spec: LaunchSpec) -> None:
