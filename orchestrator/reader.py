@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import msgspec
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive, Scope
 
 from orchestrator.errors import ApiError, OrchestratorError
 
 PARTS_MAX = 64
+FIELD_BYTES_MAX = 1000
 DIGITS_MAX = 4300
 """Python's own limit for integers from text (sys.int_info.default_max_str_digits); engines have it too."""
 
-_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (DIGITS_MAX + 1))
+_DIGITS_TO_ZERO = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else 32 for byte in range(256))
+_LONG_RUN = b"0" * (DIGITS_MAX + 1)
+# An integer has neither fraction nor exponent. Every run of digits is entered at its start only, so this is linear.
+_LONG_INTEGER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{%d,}+(?![.eE])" % (DIGITS_MAX + 1))
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 class ClientGone(OrchestratorError):
@@ -47,14 +53,14 @@ async def read_body(scope: Scope, receive: Receive, *, body_bytes_max: int) -> b
             raise _too_large(body_bytes_max)
         return body
     chunks, size = [body], len(body)
-    while message.get("more_body", False):
+    while size <= body_bytes_max and message.get("more_body", False):
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone("the client left")
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
-        if size > body_bytes_max:
-            raise _too_large(body_bytes_max)
+    if size > body_bytes_max:
+        raise _too_large(body_bytes_max)
     return b"".join(chunks)
 
 
@@ -62,19 +68,20 @@ def peek(body: bytes) -> Peek:
     """`model` and `stream` of a JSON body. Raises `ApiError` 400 for whatever is not strict JSON.
 
     The decoder checks the syntax of all of it but decodes only two fields; the rest is looked at for what it
-    skips: bad UTF-8 and numbers too long for an engine to read.
+    skips: bad UTF-8 and integers too long for an engine to read. Linear in the size of the body.
     """
     try:
-        found = _DECODER.decode(body)
-        str(body, "utf-8")
+        found = _decode(body)
+        if not body.isascii():
+            str(body, "utf-8")
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
-    if _LONG_NUMBER.search(body):
-        _read_numbers(body)
+    if len(body) > DIGITS_MAX and _LONG_RUN in body.translate(_DIGITS_TO_ZERO) and _has_long_integer(body):
+        raise ApiError(400, "the body holds a number too long to read", code="invalid_json")
     if not found.model:
         raise _wrong_type("Object missing required field `model`")
     return found
@@ -82,9 +89,6 @@ def peek(body: bytes) -> Peek:
 
 def peek_multipart(content_type: bytes, body: bytes) -> Peek:
     """`model` and `stream` of a multipart form, at most `PARTS_MAX` parts. Raises `ApiError` 400."""
-    from python_multipart.exceptions import FormParserError
-    from python_multipart.multipart import parse_options_header
-
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
@@ -108,39 +112,53 @@ def with_stream_default(body: bytes, asked: Peek) -> bytes:
 
 
 class _Form:
-    """Collects the small fields of a form by python-multipart's callbacks."""
+    """Collects the small fields of a form by python-multipart's callbacks. Of a field given twice the last counts."""
 
     def __init__(self) -> None:
         self.fields: dict[str, bytes] = {}
-        self.parts = 0
-        self._header = b""
-        self._name: str | None = None
+        self._parts = 0
+        self._header_name = self._header_value = b""
+        self._name = ""
 
     def on_part_begin(self) -> None:
-        self.parts += 1
-        self._header, self._name = b"", None
-        if self.parts > PARTS_MAX:
+        self._parts += 1
+        self._name = ""
+        if self._parts > PARTS_MAX:
             raise ApiError(400, f"a form has at most {PARTS_MAX} parts", code="invalid_form")
 
+    def on_header_begin(self) -> None:
+        self._header_name = self._header_value = b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-        if match := re.search(rb'form-data;.*?\bname="(model|stream)"', self._header):
-            self._name = match[1].decode()
+        self._header_value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._header_name.lower() != b"content-disposition":
+            return
+        kind, options = parse_options_header(self._header_value)
+        name = options.get(b"name", b"")
+        if kind == b"form-data" and b"filename" not in options and name in (b"model", b"stream"):
+            self._name = name.decode()
+            self.fields[self._name] = b""
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name is not None:
-            self.fields[self._name] = (self.fields.get(self._name, b"") + data[start:end])[:1000]
+        if self._name:
+            self.fields[self._name] = (self.fields[self._name] + data[start:end])[:FIELD_BYTES_MAX]
 
 
 def _fields(boundary: bytes, body: bytes) -> dict[str, bytes]:
-    from python_multipart.multipart import MultipartParser
-
     form = _Form()
     parser = MultipartParser(
         boundary,
         {
             "on_part_begin": form.on_part_begin,
+            "on_header_begin": form.on_header_begin,
+            "on_header_field": form.on_header_field,
             "on_header_value": form.on_header_value,
+            "on_header_end": form.on_header_end,
             "on_part_data": form.on_part_data,
         },
     )
@@ -149,12 +167,29 @@ def _fields(boundary: bytes, body: bytes) -> dict[str, bytes]:
     return form.fields
 
 
-def _read_numbers(body: bytes) -> None:
-    """A long run of digits may stand in a string, where it is fine; a full reading tells."""
+def _decode(body: bytes) -> Peek:
+    """The decoder's reading; it refuses lone surrogates, which JSON allows (RFC 8259, 8.2) and which clients that
+    cut a text in the middle of an emoji send."""
     try:
-        json.loads(body)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "the body holds a number too long to read", code="invalid_json") from None
+        return _DECODER.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if not _SURROGATE.search(body):
+            raise
+    return _DECODER.decode(_SURROGATE.sub(rb"\\ufffd", body))
+
+
+def _has_long_integer(body: bytes) -> bool:
+    """Whether a run of digits that is too long stands outside of strings. `body` must be valid JSON."""
+    text = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # every quote that is left begins or ends a string
+    quotes = at = 0
+    for run in _LONG_INTEGER.finditer(text):
+        quotes += text.count(b'"', at, run.start())
+        at = run.start()
+        if quotes % 2 == 0:
+            return True
+    return False
 
 
 def _wrong_type(text: str) -> ApiError:
