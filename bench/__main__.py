@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ class Figures:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print; 0 when every subject answered rightly."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the subjects end with us
     parser = argparse.ArgumentParser(prog="orchestrator bench", description=__doc__)
     parser.add_argument("--subjects", help="names to measure, with commas; default: all that are installed")
     parser.add_argument("--peers", type=Path, help="a folder to look for peers' programs in, such as an env's bin")
