@@ -12,20 +12,22 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Protocol
 
 import httptools
-import msgspec
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from orchestrator.config import ServerSettings
 from orchestrator.errors import ApiError
+from orchestrator.head import early_answer, judge, size, without_upgrade
 from orchestrator.proxy import CONNECTION, CYCLE
 
 EXPRESS_BYTES_MAX = 32 * 2**10
 """Larger bodies go by the app, which reads them with back-pressure."""
+LINGER_S = 2.0
+"""A refused client gets this long to take its answer and close: to close first, with bytes unread, would reset the
+connection and may lose the answer (RFC 9112, 9.6)."""
 
 
 class Ride(Protocol):
@@ -70,9 +72,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal: ApiError | None = None
         self._closed = False
         self._in_head = False
-        self._head_bytes = 0
+        self._in_body = False
+        self._progressed = False
+        """Whether the bytes just read ended a head, or held or ended a body."""
+        self._idle_bytes = 0
+        """Bytes since the last progress: of a head, of trailers, of a chunk's extension, or of blank lines."""
         self._fed_bytes = 0
         """An upper bound of the size of the head that is being parsed."""
+        self._unsent_bytes = math.inf
+        """What was left to send when the connection was last found to be past its deadline."""
         self._body_began_at = 0.0
         self._body_bytes = 0
         self.body_bytes: int | None = None
@@ -87,18 +95,27 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def sweep(self, now: float) -> None:
         """Cut the connection if its deadline has passed."""
-        if now < self.deadline or self._closed:
-            return
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if self.cycle is not None and not answering and not self._in_head:
-            self.transport.close()  # kept alive for long enough
-            return
-        if answering and (self._in_head or self.cycle.response_started):
-            return  # the next request of a pipeline, or a body nobody waits for: the answer goes first
         if self.flow.read_paused:
-            self.deadline = now + self._limits.body_timeout_s  # we are the slow ones
+            self._forgive(now)
+        elif self.deadline == math.inf and self.transport.is_closing():
+            self.deadline = now + self._limits.keep_alive_s
+        if now < self.deadline:
             return
-        self._refuse(ApiError(408, "the request came too slowly", code="request_timeout"))
+        if self._closed:
+            self.transport.abort()
+        elif self.transport.is_closing() or (self.cycle is not None and not self._answering and not self._in_head):
+            self._end(now)
+        elif self._answering and (self._in_head or self._begun):
+            return  # the next request of a pipeline, or a body nobody waits for: the answer goes first
+        else:
+            self._refuse(ApiError(408, "the request came too slowly", code="request_timeout"))
+
+    def give_up(self) -> None:
+        """The service ends now: what has no answer yet gets one, what has part of one is cut."""
+        if self._answering and not self._begun:
+            self._refuse(ApiError(503, "the service is ending", code="service_ending", headers={"retry-after": "1"}))
+        else:
+            self.transport.abort()
 
     def answer(self, cycle: RequestResponseCycle, head: bytes, body: bytes) -> None:
         """Send a whole answer of known length in one write, where ASGI's two messages would take two.
@@ -154,23 +171,25 @@ class GuardedProtocol(HttpToolsProtocol):
         self.deadline = self.loop.time() + self._limits.header_timeout_s
         if len(self.connections) > self._limits.connections_max:
             headers = {"retry-after": "1"}
-            self._refuse(ApiError(503, "too many connections", code="too_many_connections", headers=headers))
+            error = ApiError(503, "too many connections", code="too_many_connections", headers=headers)
+            self._refuse(error, linger=False)
 
     def data_received(self, data: bytes) -> None:
         if self._closed:
+            self._idle_bytes += len(data)
+            if self._idle_bytes > self._limits.body_bytes_max:
+                self.transport.abort()
             return
-        self._unset_keepalive_if_required()
-        self._fed_bytes = self._head_bytes + len(data)
+        self._fed_bytes = len(data) + (self._fed_bytes if self._in_head else 0)
+        self._progressed = False
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return  # we stay with HTTP/1.1, as a server may (RFC 9110, 7.8)
+            self._feed(data)
         except httptools.HttpParserError:
             self._refuse(self._refusal or ApiError(400, "the request is not valid HTTP", code="invalid_http"))
             return
-        if self._in_head:
-            self._head_bytes += len(data)  # one field that never ends is shown by the parser only when whole
-            if self._head_bytes > self._limits.header_bytes_max or not self._fits():
+        if not self._progressed:  # what never ends is shown by the parser only when whole, if at all
+            self._idle_bytes += len(data)
+            if self._idle_bytes > self._limits.header_bytes_max or (self._in_head and not self._fits()):
                 self._refuse(_head_too_large())
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -183,10 +202,30 @@ class GuardedProtocol(HttpToolsProtocol):
         if on_close is not None:
             on_close()
 
+    def shutdown(self) -> None:
+        if self._closed:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._ride is not None:
             self._ride.writable()
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Parse. A wish to upgrade is not granted (RFC 9110, 7.8); the parser takes such a request for ended with
+        its head, and its body for the next one, so it is parsed once more without the wish."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = memoryview(data)[upgrade.args[0] :]
+                head = without_upgrade(self.parser.get_method(), self.parser.get_http_version(), self.url, self.headers)
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+                self.parser.feed_data(head)
 
     # --- parser callbacks ---
 
@@ -194,14 +233,28 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
         self._in_head = True
-        self._head_bytes = 0
+        self._idle_bytes = 0
         self.deadline = self.loop.time() + self._limits.header_timeout_s
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # a trailer is none of the fields that were judged, and is dropped (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        if self._fed_bytes > self._limits.header_bytes_max or len(self.headers) > self._limits.headers_max:
-            self._check_fit()
-        if problem := self._problem():
+        self._progressed = True
+        self._idle_bytes = 0
+        surely_fits = self._fed_bytes <= self._limits.header_bytes_max and len(self.headers) <= self._limits.headers_max
+        if not surely_fits and not self._fits():
+            self._stop(_head_too_large())
+        problem, self.body_bytes = judge(
+            self.parser.get_method(), self.parser.get_http_version(), self.url, self.headers
+        )
+        if problem:
             self._stop(ApiError(400, problem, code="invalid_http"))
+        if self.body_bytes is not None and self.body_bytes > self._limits.body_bytes_max:
+            self._stop(self._body_too_large())
+        if self.parser.should_upgrade():
+            return  # it comes once more, see `_feed`
         try:
             self._parsing_head = True
             super().on_headers_complete()
@@ -210,21 +263,30 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stop(ApiError(400, "the request target is not valid", code="invalid_http"))
         self.scope["extensions"][CYCLE] = self.cycle  # type: ignore[assignment]
         self._in_head = False
+        self._in_body = True
         self._body_bytes = 0
         self._body_began_at = self.loop.time()
         self.deadline = self._body_began_at + self._limits.body_timeout_s
 
     def on_body(self, body: bytes) -> None:
+        self._progressed = True
+        self._idle_bytes = 0
         self._body_bytes += len(body)
-        earned_s = self._body_bytes / self._limits.body_bytes_per_s_min
-        self.deadline = self._body_began_at + self._limits.body_timeout_s + earned_s
+        if self._body_bytes > self._limits.body_bytes_max:
+            self._stop(self._body_too_large())
+        self.deadline = self._body_began_at + self._limits.body_timeout_s + self._earned_s()
         super().on_body(body)
         if self._waiting is not None and len(self.cycle.body) > EXPRESS_BYTES_MAX:
             waiting, self._waiting = self._waiting, None
             self.run_app(waiting)
 
     def on_message_complete(self) -> None:
-        self.deadline = math.inf
+        if self._in_head:
+            return  # see `_feed`
+        self._progressed = True
+        self._in_body = False
+        answered = self.cycle.response_complete
+        self.deadline = self.loop.time() + self._limits.keep_alive_s if answered else math.inf
         super().on_message_complete()
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
@@ -250,75 +312,84 @@ class GuardedProtocol(HttpToolsProtocol):
         """The request that went by express is done with this connection."""
         self._ride = None
 
-    def _check_fit(self) -> None:
-        if not self._fits():
-            self._stop(_head_too_large())
-
     def _fits(self) -> bool:
         """Whether the fields that have come are within the limits."""
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return len(self.headers) <= self._limits.headers_max and size <= self._limits.header_bytes_max
-
-    def _problem(self) -> str:
-        """What is wrong with a head that parsed; empty: nothing."""
-        if self.parser.get_method() == b"CONNECT" or not self.url.startswith((b"/", b"http://", b"https://")):
-            return "the request target is not a path"
-        if b"#" in self.url:
-            return "the request target has a fragment"
-        hosts = 0
-        self.body_bytes = None
-        for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-            elif name == b"content-length":
-                self.body_bytes = int(value)  # the parser has seen that it is a number, and only one
-        if hosts != 1 and (hosts > 1 or self.parser.get_http_version() == "1.1"):
-            return "a request has exactly one Host field"
-        return ""
+        limits = self._limits
+        return len(self.headers) <= limits.headers_max and size(self.url, self.headers) <= limits.header_bytes_max
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but an idle connection is left to the sweep instead of a timer of its own."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        self._unsent_bytes = math.inf
+        if self._closed or self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        else:
+        elif self._in_head:
+            self.deadline = self.loop.time() + self._limits.header_timeout_s
+        elif not self._in_body:
             self.deadline = self.loop.time() + self._limits.keep_alive_s
 
+    # --- time ---
+
+    def _earned_s(self) -> float:
+        """What the bytes of the body that have come are worth."""
+        return self._body_bytes / self._limits.body_bytes_per_s_min
+
+    def _forgive(self, now: float) -> None:
+        """We do not read, so the client's time stands still."""
+        if self._in_head:
+            self.deadline = now + self._limits.header_timeout_s
+        elif self._in_body:
+            self._body_began_at = now - self._earned_s()
+            self.deadline = now + self._limits.body_timeout_s
+
+    def _end(self, now: float) -> None:
+        """Close what was kept alive for long enough; a client that still takes its answer keeps it."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes >= self._unsent_bytes:
+            self.transport.abort()
+            return
+        if not unsent_bytes:
+            self.transport.close()
+        self._unsent_bytes = unsent_bytes
+        self.deadline = now + self._limits.keep_alive_s
+
     # --- refusing ---
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request waits for its answer, or for the end of it."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _begun(self) -> bool:
+        """Whether bytes of that answer may have been sent: of a pipeline, `cycle` is the last, not the one in hand."""
+        return self.cycle.response_started or bool(self.pipeline)
 
     def _stop(self, refusal: ApiError) -> None:
         self._refusal = refusal
         raise _Refused
 
-    def _refuse(self, error: ApiError) -> None:
-        """Answer before any app sees the request, and close."""
+    def _refuse(self, error: ApiError, *, linger: bool = True) -> None:
+        """Answer before any app sees the request, and close. One request never gets two answers."""
         self._closed = True
         if self.transport.is_closing():
             return
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if not (answering and self.cycle.response_started):
-            self.transport.write(_answer(error))
-        self.transport.close()
+        answered = self._in_body and not self._answering
+        if not answered and not (self._answering and self._begun):
+            self.transport.write(early_answer(error, b"req-" + secrets.token_hex(10).encode()))
+        if self._answering or answered or not linger:
+            self.transport.close()
+        else:
+            self.deadline = self.loop.time() + LINGER_S
+            self.transport.write_eof()
+
+    def _body_too_large(self) -> ApiError:
+        message = f"the body is larger than {self._limits.body_bytes_max} bytes"
+        return ApiError(413, message, code="request_too_large")
 
 
 def _head_too_large() -> ApiError:
     return ApiError(431, "the request head is too large", code="headers_too_large")
-
-
-def _answer(error: ApiError) -> bytes:
-    body = msgspec.json.encode(error.body())
-    fields = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "connection": "close",
-        "x-request-id": f"req-{secrets.token_hex(10)}",
-        **error.headers,
-    }
-    lines = [
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
-        *(f"{k}: {v}" for k, v in fields.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

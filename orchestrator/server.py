@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import logging
@@ -22,6 +23,8 @@ from orchestrator.guard import Express, GuardedProtocol
 BACKLOG = 2048
 GC_THRESHOLD = 20_000
 """Collections are rarer than by default (700): each walks all that is young, and requests leave few cycles."""
+GIVE_UP_S = 1
+"""After the drain's time, tasks that were told that their clients are gone get this long to end."""
 SWEEP_TICKS = 5
 """uvicorn ticks ten times a second; connections are swept at every fifth."""
 
@@ -45,23 +48,31 @@ class Drainable(Protocol):
 
 def serve(service: Drainable, settings: Settings, listener: socket.socket) -> None:
     """Serve until a signal says to end. Blocks. Prints ``listening on http://H:P`` once it answers."""
+    running = server(service, settings, listener)
+    gc.freeze()  # what was made so far stays; a request's objects die by their counts
+    gc.set_threshold(GC_THRESHOLD, 50, 50)
+    running.run(sockets=[listener])
+
+
+def server(service: Drainable, settings: Settings, listener: socket.socket) -> Server:
+    """A server that is not running yet. Signals reach it only when it runs in the main thread."""
+    drain_timeout_s = settings.defaults.drain_timeout_s
     config = uvicorn.Config(
         service.asgi(),
         loop="uvloop",
         http=functools.partial(GuardedProtocol, settings.server, service.express()),  # type: ignore[arg-type]
         ws="none",
+        interface="asgi3",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=math.ceil(settings.defaults.drain_timeout_s),
+        timeout_graceful_shutdown=math.ceil(drain_timeout_s) + GIVE_UP_S,
     )
-    logging.getLogger("uvicorn.error").addFilter(_no_cut_streams)
-    gc.freeze()  # what was made so far stays; a request's objects die by their counts
-    gc.set_threshold(GC_THRESHOLD, 50, 50)
-    Server(config, service, address(listener)).run(sockets=[listener])
+    logging.getLogger("uvicorn.error").addFilter(_worth_a_line)
+    return Server(config, service, address(listener), drain_timeout_s)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -86,10 +97,11 @@ def address(listener: socket.socket) -> str:
 class Server(uvicorn.Server):
     """uvicorn's server with our sweep, our farewell, and a second signal that ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, service: Drainable, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, service: Drainable, url: str, drain_timeout_s: float) -> None:
         super().__init__(config)
         self._service = service
         self._url = url
+        self._drain_timeout_s = drain_timeout_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains. The second ends the process now: engines run on, to be adopted."""
@@ -110,11 +122,20 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain: no new connections, requests in flight get their time."""
+        """Drain: no new connections, requests in flight get their time; then an answer, or their cut."""
         if sys.stderr.isatty():
             print("ending; a second Ctrl-C ends it at once", file=sys.stderr)
         self._service.drain()
-        await super().shutdown(sockets)
+        timer = asyncio.get_running_loop().call_later(self._drain_timeout_s, self._give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, GuardedProtocol):
+                connection.give_up()
 
     def _sweep(self) -> None:
         if not self.server_state.connections:
@@ -125,6 +146,8 @@ class Server(uvicorn.Server):
                 connection.sweep(now)
 
 
-def _no_cut_streams(record: logging.LogRecord) -> bool:
-    """A stream that we cut, because its engine died or its client left, is no error of the app."""
-    return not record.getMessage().startswith("ASGI callable returned without completing response")
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's is worth a log: a stream that we cut, because its engine died or its client
+    left, and a task that we cancelled at the end of the drain, are no errors of the app."""
+    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not (cancelled or record.getMessage().startswith("ASGI callable returned without completing response"))
