@@ -15,6 +15,9 @@ from orchestrator.hold import Line, Turn
 from orchestrator.model import Backoff, Demand, Deployment, Phase, Replica, Track, Traffic, Weights
 from orchestrator.upstream import Pool
 
+DROPPED_S = 1.0
+"""Long enough for the loop to see that the engine is gone; if it is not, its lane is back after this."""
+
 
 class Lane:
     """The way to one ready replica, and the count of what is on it."""
@@ -63,6 +66,7 @@ class Activator:
         self._held_max = held_max
         self._lines: dict[str, Line] = {}
         self._demand: dict[str, Demand] = {}
+        self._dropped: dict[Lane, float] = {}
         self.closing = False
         self.routes: Mapping[str, Route] = {}
 
@@ -79,7 +83,7 @@ class Activator:
     def publish(self, routes: Mapping[str, Route], now: float) -> None:
         """Take the loop's new picture. Held requests whose model is ready are let go in turn; those
         whose model has failed, or is no longer configured, are dismissed."""
-        self.routes = routes
+        self.routes = routes = self._without_dropped(routes, now)
         for model, line in self._lines.items():
             route = routes.get(model)
             if route is None or route.given_up(now):
@@ -124,6 +128,21 @@ class Activator:
     def ask(self, model: str, now: float) -> None:
         """Somebody wants the model."""
         self._note(model, asked_at=now)
+
+    def drop(self, lane: Lane, now: float) -> None:
+        """The lane's engine takes no connections: leave it out for `DROPPED_S`, and have the loop look."""
+        self._dropped = {**self._dropped, lane: now + DROPPED_S}
+        self.publish(self.routes, now)
+        self._wake()
+
+    def _without_dropped(self, routes: Mapping[str, Route], now: float) -> Mapping[str, Route]:
+        self._dropped = {lane: until for lane, until in self._dropped.items() if now < until}
+        if not self._dropped:
+            return routes
+        return {
+            model: replace(route, lanes=tuple(lane for lane in route.lanes if lane not in self._dropped))
+            for model, route in routes.items()
+        }
 
     def expect(self, model: str, at: float) -> None:
         """A refused client was told to come back then."""

@@ -335,6 +335,9 @@ class Watched:
         if stamp == self._stamp:
             return None
         self._stamp = stamp
+        if stamp is None:
+            self.error = "the configuration file is gone; the models of the last one stay in force"
+            return None
         try:
             fresh = deployments(self.load(), folder=self.folder)
         except ConfigError as error:

@@ -28,6 +28,9 @@ from orchestrator.model import (
 DEMAND_S_MIN = 60.0
 """A request's wish for its model lives at least this long after it was told to come back."""
 
+DRAIN_S_DEFAULT = 30.0
+"""For engines whose model is no longer configured: their requests may end all the same."""
+
 
 def decide(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> tuple[Action, ...]:
     """The actions that bring what is closer to what is wanted.
@@ -78,7 +81,7 @@ def _leaving(deployments: Mapping[str, Deployment], fleet: Fleet, replica: Repli
     if replica.phase is Phase.FAILED:
         yield Stop(model=model, replica=replica.id, reason=replica.error)
     elif replica.phase is Phase.DRAINING:
-        drain_s = deployment.drain_timeout_s if deployment else 0.0
+        drain_s = deployment.drain_timeout_s if deployment else DRAIN_S_DEFAULT
         if replica.ready_at is None or replica.idle_at is not None or now - replica.phase_at >= drain_s:
             yield Stop(model=model, replica=replica.id, reason=replica.leaving)
     elif reason := _why_leave(deployment, fleet, replica, now):

@@ -69,7 +69,7 @@ def advance(fleet: Fleet, deployments: Mapping[str, Deployment], seen: Sighting,
             replicas[instance.id] = _adopted(instance, seen, now)
     known = replace(fleet, known=True, replicas=_with_traffic(replicas, seen, now))
     for replica in failures:
-        known = failed(known, replica.model, replica.error, now)
+        known = failed(known, replica.model, replica.error, now, served=replica.ready_at is not None)
     return _settled(known, now)
 
 
@@ -96,10 +96,14 @@ def drained(fleet: Fleet, replica_id: str, reason: str, now: float) -> Fleet:
     return replace(fleet, replicas={**fleet.replicas, replica_id: leaving})
 
 
-def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool = False) -> Fleet:
-    """Count a failure: the next attempt waits twice as long as the last did, at most BACKOFF_MAX_S."""
+def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool = False, served: bool = False) -> Fleet:
+    """Count a failure: the next attempt waits twice as long as the last did, at most BACKOFF_MAX_S.
+
+    One that had `served` has shown that it can: the first such failure is made good at once.
+    """
     failures = fleet.backoff.get(model, Backoff()).failures + 1
-    wait_s = min(BACKOFF_BASE_S * 2.0 ** min(failures - 1, 16), BACKOFF_MAX_S)
+    doublings = min(failures - 1 - served, 16)
+    wait_s = 0.0 if doublings < 0 else min(BACKOFF_BASE_S * 2.0**doublings, BACKOFF_MAX_S)
     backoff = Backoff(failures=failures, failed_at=now, retry_at=now + wait_s, error=error, permanent=permanent)
     return replace(fleet, backoff={**fleet.backoff, model: backoff})
 

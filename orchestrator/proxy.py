@@ -177,7 +177,13 @@ class Proxy:
             lane, turn = self._activator.lane(call.model), None
             if lane is None:
                 lane, turn = await self._admit(call, asked, metrics)
-            good, ended = await self._forward(call, lane, turn, metrics), True
+            try:
+                good = await self._forward(call, lane, turn, metrics)
+            except UpstreamUnreachable:  # it died just now: nothing was answered, so wait for the next as others do
+                self._activator.drop(lane, self._now())
+                lane, turn = await self._admit(call, asked, metrics)
+                good = await self._forward(call, lane, turn, metrics)
+            ended = True
         except UpstreamError as error:
             ended = True
             self._wake()

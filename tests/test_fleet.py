@@ -108,6 +108,9 @@ def test_backoff_doubles_and_is_capped_and_forgotten() -> None:
         known = step.failed(known, "m", "x", 100.0)
         waits.append(known.backoff["m"].retry_at - 100.0)
     assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    served = step.failed(fleet(), "m", "x", 100.0, served=True)
+    assert served.backoff["m"].retry_at == 100.0
+    assert step.failed(served, "m", "x", 100.0, served=True).backoff["m"].retry_at == 102.0
     ready = fleet(replica(Phase.READY), backoff={"m": Backoff(failures=3)})
     assert after(ready, step.STABLE_S - 0.1).backoff
     assert not after(ready, step.STABLE_S).backoff

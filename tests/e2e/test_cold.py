@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -222,14 +224,38 @@ def test_stop_and_start_by_hand(tmp_path: Path) -> None:
 
 
 def test_engine_that_dies_is_replaced_on_demand(tmp_path: Path) -> None:
-    import os
-
     with service(tmp_path, model_table(MODEL)) as running, running.client() as client:
         assert client.post(CHAT, json=ask(MODEL), headers={"prefer": "wait=20"}).status_code == 200
         [pid] = running.engines()
         os.kill(pid, 9)
-        until(lambda: client.post(CHAT, json=ask(MODEL), headers={"prefer": "wait=20"}).status_code == 200)
+        assert client.post(CHAT, json=ask(MODEL), headers={"prefer": "wait=20"}).status_code == 200
         assert running.engines() != [pid]
+        [pid] = running.engines()
+        os.kill(pid, 9)
+        cold = client.post(CHAT, json=ask(MODEL))
+        assert (cold.status_code, cold.json()["error"]["code"]) in ((503, "model_cold"), (503, "model_failed"))
+
+
+def test_a_model_that_is_removed_finishes_what_it_has(tmp_path: Path) -> None:
+    with service(tmp_path, model_table(MODEL)) as running, running.client() as client:
+        client.post(CHAT, json=ask(MODEL), headers={"prefer": "wait=20"})
+        statuses: list[int] = []
+
+        def one() -> None:
+            answer = httpx.post(running.url + CHAT, json=ask(MODEL, user="slow:2"), timeout=WAIT_S)
+            statuses.append(answer.status_code)
+
+        thread = threading.Thread(target=one)
+        thread.start()
+        until(lambda: running.model(MODEL)["in_flight"] == 1)
+        (tmp_path / "orchestrator.toml").write_text(model_table("acme/other"))
+        until(lambda: client.post(CHAT, json=ask(MODEL)).status_code == 404)
+        thread.join(WAIT_S)
+        assert statuses == [200]
+        until(lambda: not running.engines())
+        (tmp_path / "orchestrator.toml").unlink()
+        until(lambda: not client.get("/health").json()["checks"]["configuration"]["ok"])
+        assert client.get("/v1/models/acme/other").status_code == 200
 
 
 def test_models_are_reloaded_while_running(tmp_path: Path) -> None:
