@@ -236,10 +236,6 @@ class GuardedProtocol(HttpToolsProtocol):
         self._idle_bytes = 0
         self.deadline = self.loop.time() + self._limits.header_timeout_s
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer is none of the fields that were judged, and is dropped (RFC 9110, 6.5.1)
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._progressed = True
         self._idle_bytes = 0
@@ -262,6 +258,7 @@ class GuardedProtocol(HttpToolsProtocol):
         except (httptools.HttpParserError, UnicodeDecodeError):
             self._stop(ApiError(400, "the request target is not valid", code="invalid_http"))
         self.scope["extensions"][CYCLE] = self.cycle  # type: ignore[assignment]
+        self.headers = []  # trailers are none of the fields that were judged, and are dropped (RFC 9110, 6.5.1)
         self._in_head = False
         self._in_body = True
         self._body_bytes = 0

@@ -46,6 +46,31 @@ FRAMING: dict[str, bytes] = {
     "version": raw(b"GET / HTTP/9.9", b"host: t"),
 }
 
+_LENGTH = b"content-length: %d" % len(_SMUGGLED)
+DISGUISED: dict[str, bytes] = {
+    "plain": raw(_LINE, b"host: t", _LENGTH, b"connection: close", body=_SMUGGLED),
+    "behind h2c": raw(_LINE, b"host: t", _LENGTH, b"connection: upgrade, close", b"upgrade: h2c", body=_SMUGGLED),
+    "behind websocket": raw(
+        _LINE, b"host: t", _LENGTH, b"connection: close", b"connection: Upgrade", b"upgrade: websocket", body=_SMUGGLED
+    ),
+    "chunked, behind h2c": raw(
+        _LINE,
+        b"host: t",
+        b"transfer-encoding: chunked",
+        b"connection: upgrade, close",
+        b"upgrade: h2c",
+        body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(_SMUGGLED), _SMUGGLED),
+    ),
+    "trailer": raw(
+        _LINE,
+        b"host: t",
+        b"transfer-encoding: chunked",
+        b"connection: close",
+        body=b"1\r\n{\r\n0\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\nhost: x\r\n\r\n",
+    ),
+}
+"""Good framing around a body that is a request."""
+
 BODIES: dict[str, bytes] = {
     "empty": b"",
     "not JSON": b"model=a",
@@ -71,6 +96,7 @@ def mutations(seed: int, count: int) -> list[bytes]:
         post(GOOD_BODY),
         post(GOOD_BODY, b"authorization: Bearer x"),
         *FRAMING.values(),
+        *DISGUISED.values(),
         *map(post, BODIES.values()),
     ]
     seeds = [data for data in seeds if len(data) < 4000]
