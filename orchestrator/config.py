@@ -27,6 +27,7 @@ MODEL_ID_CHARS_MAX = 200
 
 Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 def _model_id(name: str) -> str:
@@ -104,7 +105,7 @@ class ModelSettings(Table):
     engine: EngineKind = Field(EngineKind.VLLM, description="vllm, or command: any program")
     source: str | None = Field(None, description="hub id[@revision] or local folder; default: the model's id")
     args: tuple[str, ...] = Field((), description="more arguments for the engine")
-    env: dict[str, str] = Field({}, description="more environment for the engine")
+    env: dict[EnvName, str] = Field({}, description="more environment for the engine")
     command: tuple[str, ...] = Field(
         (), description="the argv of a command engine; {host} {port} {weights} {model} are filled in"
     )

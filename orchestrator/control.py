@@ -181,6 +181,7 @@ class Control:
 
     async def _stop(self, request: Request, key: Key) -> Response:
         route = self._route(request, key)
+        self._forgive(route.deployment.name)  # what failed before is settled
         self._activator.ask_stop(route.deployment.name, self._clock.monotonic())
         return await self._asked(request, key)
 

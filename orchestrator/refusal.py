@@ -49,6 +49,8 @@ def describe(route: Route) -> str:
         return f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"
     if phase is Phase.DRAINING:
         return "leaving; the next request starts it again"
+    if phase is Phase.FAILED:
+        return "failed; the next request tries again"
     return "ready" if phase is Phase.READY else "cold; its start begins now"
 
 

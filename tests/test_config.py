@@ -37,6 +37,7 @@ def test_flag_wins_over_environment_over_dotenv_over_file(tmp_path: Path) -> Non
         ("[activator]\nretry_after_max_s = 500", "activator.retry_after_max_s"),
         ('[models."a"]\nengine = "vlm"', 'models."a".engine'),
         ('[models."a"]\nsource = "not a source"', 'models."a".source'),
+        ('[models."a"]\nenv = { "A=B" = "c" }', 'models."a".env'),
         ("not toml", "orchestrator.toml"),
     ],
 )
