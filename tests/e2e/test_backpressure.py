@@ -36,14 +36,14 @@ def test_slow_reader_costs_no_memory(tmp_path: Path, fresh: bool) -> None:
             client.sendall(load.request(port, stream=True))
             until(lambda: served.model(MODEL)["in_flight"] == 1)
             grown = max(process.memory_info().rss - before for _ in range(2000))
-            assert grown < 8_000_000
+            assert grown < 20_000_000
             received, end = 0, b""
             while not end.endswith(b"0\r\n\r\n"):
                 data = client.recv(2**20)
                 assert data
                 received, end = received + len(data), (end + data)[-16:]
         assert received > CHUNKS * len(EVENTS[0])
-        assert process.memory_info().rss - before < 16_000_000
+        assert process.memory_info().rss - before < 30_000_000
 
 
 def test_load_counts_exactly_and_refuses_wrong_answers(tmp_path: Path) -> None:
