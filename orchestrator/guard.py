@@ -66,6 +66,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._express = express
         self._parsing_head = False
+        self._in_hand: RequestResponseCycle | None = None
+        """The request that is being answered, or was last; of a pipeline, uvicorn's `cycle` is the last to come."""
         self._waiting: RequestResponseCycle | None = None
         """A request that may go by `express` once its body is here."""
         self._ride: Ride | None = None
@@ -105,7 +107,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif self.transport.is_closing() or (self.cycle is not None and not self._answering and not self._in_head):
             self._end(now)
-        elif self._answering and (self._in_head or self._begun):
+        elif self._answering and (self._in_head or self._begun or self.pipeline):
             return  # the next request of a pipeline, or a body nobody waits for: the answer goes first
         else:
             self._refuse(ApiError(408, "the request came too slowly", code="request_timeout"))
@@ -195,6 +197,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._closed = True
+        if self._in_hand is not None and not self._in_hand.response_complete:
+            self._in_hand.disconnected = True
+            self._in_hand.message_event.set()
         self._waiting = None
         if self._ride is not None:
             self._ride.left()
@@ -293,6 +298,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """uvicorn starts the app with the head; what may go by express waits for its body first."""
+        self._in_hand = cycle
         ahead = self._parsing_head and app is self.app and not cycle.waiting_for_100_continue
         small = self.body_bytes is not None and self.body_bytes <= EXPRESS_BYTES_MAX
         if self._express is not None and ahead and small and self._express.takes(cycle.scope):
@@ -358,12 +364,12 @@ class GuardedProtocol(HttpToolsProtocol):
     @property
     def _answering(self) -> bool:
         """Whether a request waits for its answer, or for the end of it."""
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._in_hand is not None and not self._in_hand.response_complete
 
     @property
     def _begun(self) -> bool:
-        """Whether bytes of that answer may have been sent: of a pipeline, `cycle` is the last, not the one in hand."""
-        return self.cycle.response_started or bool(self.pipeline)
+        """Whether a part of that answer has been sent."""
+        return self._in_hand is not None and self._in_hand.response_started
 
     def _stop(self, refusal: ApiError) -> None:
         self._refusal = refusal

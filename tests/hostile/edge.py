@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import socket
 import threading
@@ -33,6 +34,17 @@ LIMITS: dict[str, Any] = {
 }
 CUT_WITHIN_S = 2.5
 """A deadline of a second, two sweeps, and a busy machine."""
+
+
+def post(path: bytes, body: bytes = b"", *fields: bytes) -> bytes:
+    """A whole request."""
+    head = [b"POST %b HTTP/1.1" % path, b"host: t", b"content-length: %d" % len(body), *fields]
+    return b"\r\n".join([*head, b"", body])
+
+
+def begun(path: bytes, *fields: bytes) -> bytes:
+    """A head whose body is still to come."""
+    return b"\r\n".join([b"POST %b HTTP/1.1" % path, b"host: t", *fields, b"", b""])
 
 
 class NoExpress:
@@ -96,7 +108,7 @@ class EdgeApp:
                 await _whole(send, 200, b",".join(name for name, _ in scope["headers"]))
             case "/big":
                 await _whole(send, 200, b"x" * 20_000_000)
-            case "/stream" | "/cut":
+            case "/stream" | "/cut" | "/deaf":
                 await self._stream(scope, send)
             case "/wait":
                 await self._wait(scope)
@@ -104,13 +116,18 @@ class EdgeApp:
                 await _whole(send, 200, await read_body(scope, receive, body_bytes_max=BODY_BYTES_MAX))
 
     async def _stream(self, scope: Scope, send: Send) -> None:
+        connection, left = scope["extensions"][CONNECTION], asyncio.Event()
+        if scope["path"] != "/deaf":
+            connection.on_close = left.set
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(15):
             await send({"type": "http.response.body", "body": b"tick", "more_body": True})
             await asyncio.sleep(0.2)
             if scope["path"] == "/cut":
-                scope["extensions"][CONNECTION].abort()
-                return
+                connection.abort()
+            if left.is_set():
+                raise ClientGone
+        connection.on_close = None
         await send({"type": "http.response.body", "body": b"end", "more_body": False})
 
     async def _wait(self, scope: Scope) -> None:
@@ -151,13 +168,15 @@ class Edge:
 
 @contextlib.contextmanager
 def edge(*, drain_timeout_s: float = 1, **limits: Any) -> Iterator[Edge]:
-    """A server in a thread, with `LIMITS` and these."""
+    """A server in a thread, with `LIMITS` and these. Nothing that a client does is worth a line in its log."""
     listener, app = listen("127.0.0.1", 0), EdgeApp()
     settings = Settings.model_validate(
         {"server": {**LIMITS, **limits}, "defaults": {"drain_timeout_s": drain_timeout_s}}
     )
     running = server(app, settings, listener)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    kept = _Kept()
+    logging.getLogger().addHandler(kept)
     thread.start()
     try:
         until(lambda: running.started or not thread.is_alive())
@@ -167,7 +186,20 @@ def edge(*, drain_timeout_s: float = 1, **limits: Any) -> Iterator[Edge]:
         app.go.set()
         running.should_exit = True
         thread.join(10)
+        logging.getLogger().removeHandler(kept)
     assert not thread.is_alive()
+    assert not kept.lines, kept.lines
+
+
+class _Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
 
 
 class Reply:
