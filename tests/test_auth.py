@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from orchestrator.auth import ANYBODY, Key, KeyRing, bearer, new_key, read_keys, revoke_key
+from orchestrator.auth import ANYBODY, Key, KeyRing, Keys, bearer, list_keys, new_key, read_keys, revoke_key
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.model import Scope
 
@@ -103,6 +107,11 @@ def test_revoked_keys_stop_at_the_next_look(tmp_path: Path) -> None:
         {"name": ""},
         {"name": "a", "scopes": ["realtime"]},
         {"name": "a", "sha256": "zz", "scopes": ["realtime"]},
+        {"name": "a", "key": "", "scopes": ["realtime"]},
+        {"name": "a", "key": "s\ud800", "scopes": ["realtime"]},
+        {"name": "a\n", "key": "s", "scopes": ["realtime"]},
+        entry(key="s"),
+        entry(scopes=[{"a": 1}]),
         entry(scopes=["root"]),
         entry(scopes=[]),
         entry(models="a"),
@@ -120,3 +129,66 @@ def test_secrets_come_from_headers_only() -> None:
     assert bearer([(b"x-api-key", b"abc")]) == b"abc"
     assert bearer([(b"authorization", b"Basic abc")]) is None
     assert bearer([(b"cookie", b"key=abc")]) is None
+
+
+def test_a_plain_key_works_with_a_warning_that_does_not_say_it(tmp_path: Path) -> None:
+    path = file(tmp_path / "keys", {"name": "a", "key": "canary", "scopes": ["realtime"]})
+    with capture_logs() as logged:
+        ring = KeyRing(path)
+    assert ring.admit(call("canary"), Scope.REALTIME).name == "a"
+    assert [line["log_level"] for line in logged] == ["warning"]
+    assert "canary" not in repr(logged)
+
+
+def test_what_can_not_be_looked_at_does_not_open(tmp_path: Path) -> None:
+    """A link to nowhere, or a folder in the way, is no reason to let everybody in."""
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "folder"):
+        with pytest.raises(ConfigError):
+            KeyRing(tmp_path / name)
+
+
+def test_changes_keep_what_they_do_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    kept = entry(max_concurrent=8, note="mine")
+    path.write_text(json.dumps({"keys": [kept], "comment": "ours"}))
+    new_key(path, "b", [Scope.ADMIN], models=["Qwen/*"], expires="2027-01-31T00:00:00Z")
+    revoke_key(path, "b")
+    assert json.loads(path.read_text()) == {"keys": [kept], "comment": "ours"}
+    assert list_keys(path) == [{"name": "a", "scopes": ["realtime"], "max_concurrent": 8}]
+
+
+def test_keys_made_at_once_are_all_kept(tmp_path: Path) -> None:
+    path, names = tmp_path / "keys", [f"k{i}" for i in range(16)]
+    threads = [
+        threading.Thread(target=new_key, args=(path, name, [Scope.ADMIN]), kwargs={"models": [], "expires": None})
+        for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made["name"] for made in list_keys(path)) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x1b[2J", "a" * 101])
+def test_a_name_that_would_spoil_the_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError):
+        new_key(tmp_path / "keys", name, [Scope.ADMIN], models=[], expires=None)
+    assert not (tmp_path / "keys").exists()
+
+
+@given(st.text(), st.text())
+def test_a_secret_finds_its_own_key_only(secret: str, other: str) -> None:
+    digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+    keys = Keys(by_digest={digest: Key(name="k", scopes=frozenset())})
+    assert keys.find(secret, 0.0) is not None
+    assert (keys.find(other, 0.0) is not None) == (other == secret)
+
+
+@given(st.from_regex("[A-Za-z0-9._/-]{0,20}", fullmatch=True), st.from_regex("[A-Za-z0-9._/-]{0,20}", fullmatch=True))
+def test_a_star_stands_for_anything_and_all_else_for_itself(start: str, end: str) -> None:
+    key = Key(name="k", scopes=frozenset(), models=(f"{start}*",))
+    assert key.may_use(start + end)
+    assert key.may_use(end) == end.startswith(start)

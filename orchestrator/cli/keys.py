@@ -36,11 +36,18 @@ def show(config: Path | None, *, as_json: bool) -> None:
         typer.echo(json.dumps({"object": "list", "data": keys}))
         return
     for key in keys:
-        models, expires = ",".join(key.get("models", ["*"])), key.get("expires", "never")
-        typer.echo(f"{key['name']}\t{','.join(key['scopes'])}\tmodels {models}\texpires {expires}")
+        typer.echo(
+            f"{key['name']}\t{_listed(key.get('scopes'))}\tmodels {_listed(key.get('models', ['*']))}\texpires "
+            f"{key.get('expires', 'never')}"
+        )
 
 
 def revoke(config: Path | None, name: str) -> None:
     """Remove a key."""
     revoke_key(load(config).auth.keys_file, name)
     typer.echo(f"revoked {name}")
+
+
+def _listed(found: object) -> str:
+    """What stands in the file may be anything; `doctor` says what is wrong with it."""
+    return ",".join(map(str, found)) if isinstance(found, list) else repr(found)

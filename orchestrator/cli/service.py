@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.auth import is_there
 from orchestrator.config import Settings, Watched
 from orchestrator.errors import ConfigError
 
@@ -27,7 +28,7 @@ def run_service(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> 
 def check_exposure(settings: Settings) -> None:
     """Without keys, everybody who reaches the address may do everything: then it must be loopback."""
     host, keys_file = settings.server.host, settings.auth.keys_file
-    if keys_file.exists() or is_loopback(host):
+    if is_there(keys_file) or is_loopback(host):
         return
     raise ConfigError(
         f"server.host {host} is reachable from other machines, and there is no key file {keys_file}:"
