@@ -1,12 +1,14 @@
-"""The DuckDB catalogue: one writer thread, numbered migrations, readers beside it.
+"""The DuckDB catalogue: one writer thread, numbered migrations.
 
 DuckDB takes one process at a time and blocks, so its connection lives on one thread that works a bounded queue;
-what waits together is committed together.
+what waits together is committed together. Reads take their turn there too, so they see every write before them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import queue
 import threading
 from collections.abc import Callable
@@ -17,14 +19,21 @@ from typing import Any, TypeVar
 
 import structlog
 
+from orchestrator.errors import OrchestratorError
+
 QUEUE_JOBS_MAX = 10_000
 GROUP_JOBS_MAX = 200
 CLOSE_TIMEOUT_S = 10.0
+MEMORY = ":memory:"
 
 T = TypeVar("T")
 Job = tuple[Callable[[Any], Any], "Future[Any]"]
 
 log = structlog.get_logger()
+
+
+class CatalogError(OrchestratorError):
+    """A job could not be done, or not be queued."""
 
 
 class Catalog:
@@ -33,21 +42,28 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._jobs: queue.Queue[Job | None] = queue.Queue(QUEUE_JOBS_MAX)
-        self.error = ""
-        """Why nothing is kept, if so."""
+        self._fault = ""
+        self._not_kept = ""
         self._thread = threading.Thread(target=self._run, name="catalog", daemon=True)
         self._thread.start()
+
+    @property
+    def error(self) -> str:
+        """Why nothing is kept, if so."""
+        return self._not_kept or self._fault
 
     def submit(self, job: Callable[[Any], T]) -> Future[T]:
         """Run `job(connection)` on the writer's thread; done when committed. Does not block.
 
-        Jobs run in order. The future fails with `queue.Full` when too many wait.
+        Jobs run in order; one may run twice, if another of its group failed. The future fails with
+        `CatalogError`, at once when too many wait.
         """
         future: Future[T] = Future()
         try:
             self._jobs.put_nowait((job, future))
-        except queue.Full as error:
-            future.set_exception(error)
+        except queue.Full:
+            self._fault = f"{QUEUE_JOBS_MAX} jobs wait"
+            future.set_exception(CatalogError(self._fault))
         return future
 
     async def run(self, job: Callable[[Any], T]) -> T:
@@ -55,16 +71,16 @@ class Catalog:
         return await asyncio.wrap_future(self.submit(job))
 
     def close(self) -> None:
-        """Finish what was submitted and close the file. Blocks, at most `CLOSE_TIMEOUT_S`."""
-        self._jobs.put(None)
+        """Finish what was submitted and close the file. Blocks, at most twice `CLOSE_TIMEOUT_S`."""
+        with contextlib.suppress(queue.Full):
+            self._jobs.put(None, timeout=CLOSE_TIMEOUT_S)
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
         connection = self._open()
         while True:
             jobs, last = self._next_group()
-            if jobs:
-                self._commit(connection, jobs)
+            self._commit(connection, [job for job in jobs if job[1].set_running_or_notify_cancel()])
             if last:
                 connection.close()
                 return
@@ -84,42 +100,54 @@ class Catalog:
 
     def _commit(self, connection: Any, jobs: list[Job]) -> None:
         """One transaction for all; if any fails, each alone, so that one bad job spoils no other."""
-        import duckdb
-
+        if not jobs:
+            return
         try:
             connection.begin()
             results = [job(connection) for job, _ in jobs]
             connection.commit()
-        except duckdb.Error as error:
-            connection.rollback()
+        except Exception as error:
+            _roll_back(connection)
             if len(jobs) == 1:
-                self.error = str(error)
-                jobs[0][1].set_exception(error)
+                self._fault = str(error)
+                log.error("catalog_job_failed", error=str(error))
+                jobs[0][1].set_exception(CatalogError(str(error)))
                 return
             for job in jobs:
                 self._commit(connection, [job])
             return
-        self.error = ""
+        self._fault = ""
         for (_, future), result in zip(jobs, results, strict=True):
             future.set_result(result)
 
     def _open(self) -> Any:
-        """The connection, migrated. A file that can't be opened is set aside, never deleted, and a new one begun."""
+        """The connection, migrated.
+
+        1. A file that can be read: that.
+        2. One that another program holds, or a disk that refuses: a database in memory, forgotten at the end.
+        3. A damaged one is set aside, never deleted (the last such is kept), and a new one begun.
+        """
         import duckdb
 
         try:
-            return _migrated(_connect(self._path))
+            return _connect(str(self._path))
         except duckdb.Error as error:
-            aside = self._path.with_suffix(".damaged")
-            log.error("catalog_damaged", error=str(error), kept_as=str(aside))
-            for suffix in ("", ".wal"):
-                damaged = self._path.with_name(self._path.name + suffix)
-                if damaged.exists():
-                    damaged.replace(aside.with_name(aside.name + suffix))
-            return _migrated(_connect(self._path))
+            if _held_elsewhere(self._path):
+                return self._forgetful(str(error))
+            log.error("catalog_damaged", error=str(error), kept_as=str(_aside(self._path)))
+        try:
+            _set_aside(self._path)
+            return _connect(str(self._path))
+        except (duckdb.Error, OSError) as error:
+            return self._forgetful(str(error))
+
+    def _forgetful(self, cause: str) -> Any:
+        self._not_kept = f"nothing is kept beyond this run: {cause}"
+        log.error("catalog_not_kept", error=cause)
+        return _connect(MEMORY)
 
 
-def _connect(path: Path) -> Any:
+def _connect(path: str) -> Any:
     import duckdb
 
     settings: dict[str, str | bool | int | float | list[str]] = {
@@ -129,19 +157,54 @@ def _connect(path: Path) -> Any:
         "autoload_known_extensions": "false",
         "enable_external_access": "false",
     }
-    return duckdb.connect(str(path), config=settings)
+    connection = duckdb.connect(path, config=settings)
+    try:
+        _migrate(connection)
+    except duckdb.Error:
+        connection.close()  # else a later connection to this path would get the same database again
+        raise
+    return connection
 
 
-def _migrated(connection: Any) -> Any:
+def _migrate(connection: Any) -> None:
     """Apply the numbered files that the database has not seen."""
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY)")
     done = {number for (number,) in connection.execute("SELECT number FROM migrations").fetchall()}
-    files = sorted(resources.files("storage").joinpath("migrations").iterdir(), key=lambda file: file.name)
-    for file in files:
+    files = (file for file in resources.files("storage").joinpath("migrations").iterdir() if file.name.endswith(".sql"))
+    for file in sorted(files, key=lambda file: file.name):
         number = int(file.name.partition("_")[0])
         if number not in done:
             connection.begin()
             connection.execute(file.read_text("utf-8"))
             connection.execute("INSERT INTO migrations VALUES (?)", [number])
             connection.commit()
-    return connection
+
+
+def _roll_back(connection: Any) -> None:
+    import duckdb
+
+    with contextlib.suppress(duckdb.Error):  # the failure ended the transaction already
+        connection.rollback()
+
+
+def _held_elsewhere(path: Path) -> bool:
+    """Whether another process has the database open: DuckDB takes a POSIX lock on its file."""
+    try:
+        with path.open("rb+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _aside(path: Path) -> Path:
+    return path.with_suffix(".damaged")
+
+
+def _set_aside(path: Path) -> None:
+    for suffix in ("", ".wal"):
+        damaged, aside = path.with_name(path.name + suffix), _aside(path)
+        if damaged.exists():
+            damaged.replace(aside.with_name(aside.name + suffix))

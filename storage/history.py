@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from orchestrator.model import Phase, StartRecord
-from storage.catalog import Catalog
+from storage.catalog import Catalog, CatalogError
 
 STARTS_KEPT_MAX = 10_000
 _COLUMNS = "started_at, model, replica, spec, engine, seconds, outcome, error, pulled_bytes, weights_bytes"
@@ -23,8 +23,12 @@ class DuckHistory:
         self._catalog.submit(lambda connection: _insert(connection, start))
 
     async def starts(self, *, model: str | None = None, limit: int = 100) -> tuple[StartRecord, ...]:
-        """See `ports.History.starts`."""
-        return await self._catalog.run(lambda connection: _select(connection, model, limit))
+        """See `ports.History.starts`. Empty when the catalogue can't be read, which its `error` tells: what is
+        remembered makes waits more exact, and nothing may fail for want of it."""
+        try:
+            return await self._catalog.run(lambda connection: _select(connection, model, limit))
+        except CatalogError:
+            return ()
 
 
 def _insert(connection: Any, start: StartRecord) -> None:
