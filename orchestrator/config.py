@@ -22,11 +22,15 @@ from orchestrator.model import Deployment, EngineKind
 
 ENV_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
+DOTENV_FILE = ".env"
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
 MODEL_ID_CHARS_MAX = 200
+REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""What a process can be given."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -104,9 +108,9 @@ class ModelSettings(Table):
 
     engine: EngineKind = Field(EngineKind.VLLM, description="vllm, or command: any program")
     source: str | None = Field(None, description="hub id[@revision] or local folder; default: the model's id")
-    args: tuple[str, ...] = Field((), description="more arguments for the engine")
-    env: dict[EnvName, str] = Field({}, description="more environment for the engine")
-    command: tuple[str, ...] = Field(
+    args: tuple[Text, ...] = Field((), description="more arguments for the engine")
+    env: dict[EnvName, Text] = Field({}, description="more environment for the engine")
+    command: tuple[Text, ...] = Field(
         (), description="the argv of a command engine; {host} {port} {weights} {model} are filled in"
     )
     health_path: str = Field("/health", pattern=r"^/[\x21-\x7e]*$", description="answers 200 when ready")
@@ -117,6 +121,13 @@ class ModelSettings(Table):
     drain_timeout_s: Seconds | None = None
     min_replicas: int | None = Field(None, ge=0, le=1)
     max_replicas: int | None = Field(None, ge=1, le=1)
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus_are_counted(cls, gpus: int | str) -> int | str:
+        if isinstance(gpus, int) and gpus < 0:
+            raise ValueError("auto, 0 or more")
+        return gpus
 
 
 class Settings(BaseSettings):
@@ -215,9 +226,12 @@ def _source(name: str, model: ModelSettings, folder: Path) -> tuple[str, str | N
         return "", None
     source = model.source or name
     if source.startswith(("/", "./", "../", "~")):
-        return str((folder / Path(source).expanduser()).resolve()), None
+        try:
+            return str((folder / Path(source).expanduser()).resolve()), None
+        except (OSError, RuntimeError, ValueError) as error:  # a NUL, a user without a home, a ring of links
+            raise ConfigError(f'models."{name}".source: {source!r} is no folder: {error}') from None
     hub_id, _, revision = source.partition("@")
-    if not MODEL_ID.fullmatch(hub_id) or ".." in hub_id:
+    if not MODEL_ID.fullmatch(hub_id) or ".." in source or (revision and not REVISION.fullmatch(revision)):
         raise ConfigError(f'models."{name}".source: {source!r} is neither a hub id nor a folder (./…, /…)')
     return hub_id, revision or None
 
@@ -230,17 +244,20 @@ def _read_file(file: Path | None, folder: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def _read_dotenv(folder: Path) -> dict[str, str]:
     from dotenv import dotenv_values  # comes with pydantic-settings
 
-    path = folder / ".env"
-    if not path.is_file():
-        return {}
-    return {key: value for key, value in dotenv_values(path).items() if value is not None}
+    path = folder / DOTENV_FILE
+    try:
+        if not path.is_file():
+            return {}
+        return {key: value for key, value in dotenv_values(path).items() if value is not None}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -295,7 +312,9 @@ def _explain(error: ValidationError) -> str:
         if fault["type"] == "extra_forbidden":
             lines.append(f"{'.'.join(loc)}: unknown key{_nearest(loc[-1], _siblings(loc))}")
         else:
-            shown = "" if loc[-1:] == ["[key]"] else f", not {str(fault['input'])[:80]!r}"
+            # An engine's environment and arguments may hold secrets, and /health shows this.
+            secret = loc[-1:] == ["[key]"] or (loc[0] == "models" and {"env", "args", "command"} & set(loc[2:3]))
+            shown = "" if secret else f", not {str(fault['input'])[:80]!r}"
             lines.append(f"{'.'.join(loc)}: {fault['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)
 
