@@ -50,19 +50,26 @@ class Records:
         fresh.replace(path)
 
     def all(self) -> Iterator[Record]:
-        """Every readable one; a torn or foreign file is passed over."""
-        for path in sorted(self._folder.glob("*.json")):
+        """Every one that makes sense; a torn or foreign file is passed over.
+
+        Raises OSError when the folder or a file of it can't be read: what it holds is unknown then, not gone.
+        """
+        for path in sorted(self._folder.iterdir()):
+            if path.suffix != ".json":
+                continue
             try:
                 facts = json.loads(path.read_text())
                 facts = {key.removeprefix("orchestrator."): value for key, value in facts.items()}
                 yield Record(**{**facts, "gpus": tuple(facts["gpus"])})
-            except (OSError, ValueError, TypeError, KeyError):
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            except (ValueError, TypeError, KeyError, AttributeError):
                 continue
 
     def remove(self, replica: str) -> None:
         """Forget it; its log stays, among the newest `LOGS_KEPT_MAX`."""
         self._path(replica).unlink(missing_ok=True)
-        logs = sorted((self._folder / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        logs = sorted((self._folder / "logs").glob("*.log"), key=_changed_at)
         live = {record.replica for record in self.all()}
         for path in [path for path in logs if path.stem not in live][:-LOGS_KEPT_MAX]:
             path.unlink(missing_ok=True)
@@ -78,6 +85,14 @@ class Records:
 def is_name(replica: str) -> bool:
     """Whether it could be one of our replica ids; what is not never becomes a path."""
     return _NAME.fullmatch(replica) is not None
+
+
+def _changed_at(path: Path) -> float:
+    """Zero for a file that another thread removed meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _checked(replica: str) -> str:
