@@ -1,12 +1,14 @@
 """How what we know follows from what we see: pure steps from one `Fleet` to the next.
 
-`advance` folds a sighting in; `launched`, `drained`, `failed` and `forgiven` fold in what we did ourselves;
+`advance` folds a sighting in, which must have begun after whatever else was folded in before it; `launched`,
+`landed`, `stopped`, `drained`, `failed` and `forgiven` fold in what we did ourselves;
 `track` derives the phase that users see. `decide` then looks at the result.
 
 A replica's phase, by what is seen of it (rows in order; first match wins):
 
     runtime silent            any          as it was
-    not listed, never seen    any          as it was for LAUNCH_GRACE_S, then forgotten
+    not listed, launching     any          as it was, for as long as that takes
+    not listed, never seen    any          as it was for LAUNCH_GRACE_S since it landed, then forgotten
     not listed                any          forgotten; a failure unless it was leaving or failed already
     exited                    any          failed, unless it was leaving
     listed                    leaving      as it was
@@ -58,7 +60,7 @@ def advance(fleet: Fleet, deployments: Mapping[str, Deployment], seen: Sighting,
     failures: list[Replica] = []
     for old in fleet.replicas.values():
         new = _next(old, listed.get(old.id), deployments.get(old.model), seen, now)
-        if new is not None and (new.seen or now - new.created_at < LAUNCH_GRACE_S):
+        if new is not None and (new.seen or _may_show_up(new, now)):
             replicas[new.id] = new
         if new is not None and new.phase is Phase.FAILED and old.phase is not Phase.FAILED:
             failures.append(new)
@@ -87,6 +89,22 @@ def launched(fleet: Fleet, launch: Launch, deployment: Deployment, now: float) -
     return replace(fleet, serial=fleet.serial + 1, replicas={**fleet.replicas, replica.id: replica})
 
 
+def landed(fleet: Fleet, replica_id: str, now: float) -> Fleet:
+    """A launch has returned: a listing that begins from now on shows the replica, or soon will."""
+    replica = fleet.replicas.get(replica_id)
+    if replica is None:
+        return fleet
+    return replace(fleet, replicas={**fleet.replicas, replica_id: replace(replica, landed_at=now)})
+
+
+def stopped(fleet: Fleet, replica_id: str) -> Fleet:
+    """A stop has returned. One that no listing ever showed is forgotten; the others go when none shows them."""
+    replica = fleet.replicas.get(replica_id)
+    if replica is None or replica.seen:
+        return fleet
+    return replace(fleet, replicas={key: value for key, value in fleet.replicas.items() if key != replica_id})
+
+
 def drained(fleet: Fleet, replica_id: str, reason: str, now: float) -> Fleet:
     """A replica gets no more requests."""
     replica = fleet.replicas.get(replica_id)
@@ -108,9 +126,12 @@ def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool 
     return replace(fleet, backoff={**fleet.backoff, model: backoff})
 
 
-def launch_failed(fleet: Fleet, launch: Launch, error: str, now: float) -> Fleet:
-    """A launch did not happen. If the runtime lists it all the same, the next sighting adopts it."""
+def launch_failed(fleet: Fleet, launch: Launch, error: str, now: float, *, sure: bool) -> Fleet:
+    """A launch did not happen, or, unless we are `sure`, may have: then the replica keeps its lease until a stop
+    has seen to it that nothing is there."""
     replicas = {key: value for key, value in fleet.replicas.items() if key != launch.replica}
+    if not sure and (replica := fleet.replicas.get(launch.replica)) is not None:
+        replicas[launch.replica] = replace(_fail(replica, error, now), landed_at=now)
     return failed(replace(fleet, replicas=replicas), launch.model, error, now)
 
 
@@ -174,6 +195,11 @@ def _next(
     return _starting(new, deployment, seen, now)
 
 
+def _may_show_up(replica: Replica, now: float) -> bool:
+    """Whether one that was never listed may yet be."""
+    return replica.landed_at is None or now - replica.landed_at < LAUNCH_GRACE_S
+
+
 def _judged(ready: Replica, healthy: bool | None, now: float) -> Replica:
     """A ready replica after its probe; None: not probed this time."""
     if healthy is None:
@@ -210,6 +236,7 @@ def _adopted(instance: Instance, seen: Sighting, now: float) -> Replica:
         seen=True,
         endpoint=instance.endpoint,
         gpus=instance.gpus,
+        landed_at=now,
         adopted=True,
     )
     if instance.state is InstanceState.RUNNING:

@@ -195,6 +195,8 @@ class Replica:
     """When `phase` began."""
     seen: bool = False
     """Whether the runtime has listed it yet."""
+    landed_at: float | None = None
+    """When its launch returned; None while that is under way, which may be long before any listing shows it."""
     endpoint: str | None = None
     gpus: tuple[str, ...] = ()
     ready_at: float | None = None

@@ -17,7 +17,7 @@ import structlog
 from orchestrator import fleet as step
 from orchestrator.activator import Activator, Lane, Route
 from orchestrator.decide import decide
-from orchestrator.errors import OrchestratorError, RuntimeUnavailable, WeightsError
+from orchestrator.errors import LaunchFailed, OrchestratorError, PreflightFailed, RuntimeUnavailable, WeightsError
 from orchestrator.eta import Expected, expect
 from orchestrator.metrics import Metrics
 from orchestrator.model import (
@@ -86,6 +86,7 @@ class Reconciler:
         self._pass_end = asyncio.Event()
         self._lanes: dict[str, Lane] = {}
         self._effects: dict[tuple[type, str], asyncio.Task[None]] = {}
+        self._ended: list[tuple[type, str]] = []
         self._tasks: asyncio.TaskGroup | None = None
         self._outcomes: list[Callable[[Fleet, float], Fleet]] = []
         self._past: tuple[StartRecord, ...] = ()
@@ -151,10 +152,15 @@ class Reconciler:
             return
 
     async def _pass(self) -> None:
+        # Before the listing, which so is never older than they are. An effect counts as under way until then, so that
+        # none is decided anew before what came of it is known.
+        known, self._outcomes = self._outcomes, []
+        ended, self._ended = self._ended, []
+        for key in ended:
+            del self._effects[key]
         instances, gpus = await self._list(), await self._runtime.gpus()
         now = self._clock.monotonic()
         before = self._fleet
-        known, self._outcomes = self._outcomes, []
         for outcome in known:
             self._fleet = outcome(self._fleet, now)
         report = self._scout.look(instances or (), self._fleet, self.deployments, now)
@@ -177,8 +183,8 @@ class Reconciler:
         self._publish(self._routes(now))
         self._metrics.loop_passes.inc()
         self.passed_at = now
-        ended, self._pass_end = self._pass_end, asyncio.Event()
-        ended.set()
+        waited_for, self._pass_end = self._pass_end, asyncio.Event()
+        waited_for.set()
 
     async def _list(self) -> tuple[Instance, ...] | None:
         """What runs, or None: unknown."""
@@ -225,7 +231,7 @@ class Reconciler:
             expected = isinstance(error, OrchestratorError | OSError)
             log.error("effect_failed", effect=key[0].__name__, on=key[1], error=str(error), exc_info=not expected)
         finally:
-            self._effects.pop(key, None)
+            self._ended.append(key)
             self.wake()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -263,14 +269,17 @@ class Reconciler:
             await self._runtime.launch(spec)
         except Exception as error:
             text = str(error) if isinstance(error, OrchestratorError | OSError) else "the launch failed: see the log"
-            self._outcome(lambda fleet, now: step.launch_failed(fleet, action, text, now))
+            sure = isinstance(error, PreflightFailed | LaunchFailed)
+            self._outcome(lambda fleet, now: step.launch_failed(fleet, action, text, now, sure=sure))
             raise
+        self._outcome(lambda fleet, now: step.landed(fleet, action.replica, now))
         log.info("launched", model=deployment.name, replica=action.replica)
 
     async def _stop(self, action: Stop) -> None:
         deployment = self.deployments.get(action.model)
         log.info("stopping", model=action.model, replica=action.replica, reason=action.reason)
         await self._runtime.stop(action.replica, grace_s=deployment.drain_timeout_s if deployment else 10.0)
+        self._outcome(lambda fleet, _: step.stopped(fleet, action.replica))
 
     def _outcome(self, fold: Callable[[Fleet, float], Fleet]) -> None:
         """Hand the loop what came of an effect; the next pass folds it in."""

@@ -45,6 +45,8 @@ def test_silence_changes_nothing() -> None:
 
 def test_a_launch_that_never_shows_is_forgotten_in_the_end() -> None:
     known = fleet(replica(Phase.STARTING, seen=False))
+    assert one(after(known, 1e6, instances=())).phase is Phase.STARTING
+    known = step.landed(known, "m-b-0", 0.0)
     assert one(after(known, step.LAUNCH_GRACE_S - 0.1, instances=())).phase is Phase.STARTING
     assert not after(known, step.LAUNCH_GRACE_S, instances=()).replicas
 
@@ -128,9 +130,21 @@ def test_a_failed_launch_is_forgotten_and_adopted_if_it_happened() -> None:
     launch = Launch(model="m", replica="m-b-0")
     known = step.launched(fleet(), launch, MODELS["m"], 1.0)
     assert known.serial == 1
-    known = step.launch_failed(known, launch, "the call failed", 2.0)
+    known = step.launch_failed(known, launch, "no such program", 2.0, sure=True)
     assert not known.replicas
     assert one(after(known, 3.0)).adopted
+
+
+def test_a_launch_that_may_have_happened_keeps_its_lease_until_it_is_stopped() -> None:
+    launch = Launch(model="m", replica="m-b-0", gpus=("GPU-1",))
+    known = step.launch_failed(step.launched(fleet(), launch, MODELS["m"], 1.0), launch, "cut off", 2.0, sure=False)
+    known = after(known, 3.0, instances=())
+    assert (one(known).phase, one(known).gpus) == (Phase.FAILED, ("GPU-1",))
+    assert known.backoff["m"].failures == 1
+    assert not step.stopped(known, "m-b-0").replicas
+    shown = after(known, 3.0)
+    assert one(shown).phase is Phase.FAILED
+    assert step.stopped(shown, "m-b-0") == shown
 
 
 def track(known: Fleet, now: float) -> Fleet:

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 
-from tests.sim.sim import Broken, Sim
+from tests.sim.laws import Broken
+from tests.sim.sim import Sim
 
 
 def main() -> int:

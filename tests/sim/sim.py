@@ -14,6 +14,7 @@ from orchestrator.model import (
     Deployment,
     Drain,
     Fleet,
+    Instance,
     Launch,
     Phase,
     Pull,
@@ -23,32 +24,37 @@ from orchestrator.model import (
     Weights,
     WeightsState,
 )
+from tests.sim.laws import Broken, Laws
 from tests.sim.world import GPUS, World, deployments
 
 Decide = Callable[[Mapping[str, Deployment], Fleet, float], tuple[Action, ...]]
 Advance = Callable[[Fleet, Mapping[str, Deployment], Sighting, float], Fleet]
 
 PATIENCE_S = 40.0
+QUIET_S = 300.0
 CALM_S = 800.0
 """Longer than the longest back-off and a start: in a calm world, who asks for this long is served."""
 
 
-class Broken(AssertionError):
-    """An invariant does not hold."""
+Outcome = Callable[[Fleet, float], Fleet]
 
 
 @dataclass
 class Effect:
+    """An action under way; `deployment` as it was when it began."""
+
     due_at: float
-    action: Action
+    action: Pull | Launch | Stop
+    deployment: Deployment | None
 
 
 class Sim:
     """`decide` and `advance` may be replaced, to see whether a planted fault is found."""
 
     def __init__(self, seed: int, decide: Decide = decide, advance: Advance = step.advance) -> None:
-        self.dice = random.Random(seed)
+        self.seed, self.dice = seed, random.Random(seed)
         self.world = World(self.dice)
+        self.laws = Laws()
         self.deployments = deployments()
         self.decide, self.advance = decide, advance
         self.now, self.boots, self.specs = 1000.0, 0, 0
@@ -62,20 +68,32 @@ class Sim:
         self.effects: dict[tuple[type, str], Effect] = {}
         self.demand: dict[str, Demand] = {}
         self.held: list[tuple[str, float]] = []
-        self.drained_at: dict[str, float] = {}
+        self.outcomes: list[Outcome] = []
+        self.ended: list[tuple[type, str]] = []
+        self.laws.boot()
 
     def run(self, steps: int) -> None:
-        """Trouble for `steps`, then calm: everybody who asks is served; then silence: nothing is left."""
-        for _ in range(steps):
-            self.trouble()
-            self.step(self.dice.uniform(0.05, 1.5))
+        """Trouble for `steps`, then calm: everybody who asks is served; then silence: nothing is left.
+
+        Raises `Broken`, with the seed and the moment, as soon as a law does not hold.
+        """
+        try:
+            for _ in range(steps):
+                self.trouble()
+                self.step(self.dice.uniform(0.05, 1.5))
+            self.calm_down()
+        except Broken as broken:
+            raise Broken(f"seed {self.seed}, {self.now - 1000:.1f} s in: {broken}") from None
+
+    def calm_down(self) -> None:
         self.world.calm, self.world.silent_until = True, 0.0
+        self.deployments = deployments(self.specs)
         for model in self.deployments:
             self.serve_in_calm(model)
-        ends_at = self.now + 300
+        ends_at = self.now + QUIET_S
         while self.now < ends_at:
             self.step(1.0)
-        if self.world.engines or self.fleet.replicas:
+        if self.world.engines or self.fleet.replicas or any(e.gpus for e in self.world.engines.values()):
             raise Broken(f"engines are left in the quiet: {sorted(self.world.engines)}")
 
     def serve_in_calm(self, model: str) -> None:
@@ -91,7 +109,7 @@ class Sim:
         dice, luck = self.dice, self.dice.random()
         if luck < 0.30:
             for _ in range(dice.randint(1, 3)):
-                self.request(dice.choice(list(self.deployments)), hold=dice.random() < 0.5)
+                self.request(self.some_model(), hold=dice.random() < 0.5)
         elif luck < 0.31:
             self.now += dice.uniform(5, 120)  # the machine slept; the monotonic clock jumps
         elif luck < 0.32:
@@ -100,19 +118,34 @@ class Sim:
             self.crash()
         elif luck < 0.335:
             self.specs += 1
+            self.deployments = {n: d for n, d in deployments(self.specs).items() if n in self.deployments}
+        elif luck < 0.34:
             self.deployments = deployments(self.specs)
+            self.deployments.pop(self.some_model())
         elif luck < 0.345:
-            model = dice.choice(list(self.deployments))
-            self.note(model, stop_at=self.now)
+            self.deployments = deployments(self.specs)
+        elif luck < 0.375:
+            self.by_hand(self.some_model())
+
+    def some_model(self) -> str:
+        return self.dice.choice(list(self.deployments))
+
+    def by_hand(self, model: str) -> None:
+        """Start, stop or pull, as `Control` does them."""
+        wish = self.dice.choice(("asked_at", "stop_at", "pull_at"))
+        self.note(model, **{wish: self.now})
+        if wish == "stop_at":
+            self.refused += sum(m == model for m, _ in self.held)
             self.held = [(m, until) for m, until in self.held if m != model]
-        elif luck < 0.355:
-            self.note(dice.choice(list(self.deployments)), pull_at=self.now)
+        else:
+            self.laws.forgiven(model)
+            self.outcomes.append(lambda fleet, _: step.forgiven(fleet, model))
 
     def crash(self) -> None:
         """kill -9: what was under way may have happened or not."""
         self.crashes += 1
         for effect in list(self.effects.values()):
-            (self.happen if self.dice.random() < 0.5 else self.vanish)(effect.action)
+            (self.happen if self.dice.random() < 0.5 else self.vanish)(effect)
         for engine in self.world.engines.values():
             engine.ends = []  # the connections went through us
         self.boot()
@@ -140,88 +173,124 @@ class Sim:
         self.demand[model] = replace(self.demand.get(model, Demand()), **changes)  # type: ignore[arg-type]
 
     def step(self, dt: float) -> None:
+        """Time passes, then the loop's pass. Its awaits are in front, so effects may end behind its listing's back."""
         self.now += dt
         self.world.tick(self.now)
-        for key, effect in list(self.effects.items()):
-            if effect.due_at <= self.now:
-                del self.effects[key]
-                self.finish(effect.action)
-        self.one_pass()
-        self.release()
-        self.check()
-
-    def one_pass(self) -> None:
-        """As `Reconciler._pass`."""
+        ended = [effect for key, effect in self.effects.items() if effect.due_at <= self.now and key not in self.ended]
+        late = self.dice.random() < 0.3
+        if not late:
+            self.finish(ended)
+        known, self.outcomes = self.outcomes, []
+        self.forget_ended()
         instances = self.world.instances(self.now)
-        engines = self.world.engines
-        held = [model for model, _ in self.held]
-        sighting = Sighting(
+        if late:
+            self.finish(ended)
+        self.one_pass(known, instances)
+        self.release()
+        self.laws.hold(self.world, self.fleet, self.deployments)
+        self.laws.wait(self.fleet, self.deployments.values(), {e.action.model for e in self.effects.values()}, self.now)
+
+    def forget_ended(self) -> None:
+        for key in self.ended:
+            del self.effects[key]
+        self.ended = []
+
+    def one_pass(self, known: list[Outcome], instances: tuple[Instance, ...] | None) -> None:
+        """As `Reconciler._pass`, once the runtime has answered."""
+        for outcome in known:
+            self.fleet = outcome(self.fleet, self.now)
+        before = self.fleet
+        self.fleet = self.advance(before, self.deployments, self.sighting(instances), self.now)
+        self.laws.advanced(before, self.fleet, self.now)
+        actions = self.decide(self.deployments, self.fleet, self.now)
+        self.laws.decided(actions, self.fleet, self.world, self.now)
+        for action in actions:
+            self.act(action)
+        self.fleet = step.track(self.fleet, self.deployments, self.now)
+
+    def sighting(self, instances: tuple[Instance, ...] | None) -> Sighting:
+        engines, held = self.world.engines, [model for model, _ in self.held]
+        return Sighting(
             instances=instances,
             healthy={
                 key: engine.healthy(self.now)
                 for key, engine in engines.items()
                 if instances is not None and engine.alive(self.now) and self.dice.random() < 0.9
             },
-            weights=dict(self.world.weights),
+            weights={model: self.world.weights[model] for model in self.deployments},
             demand={m: replace(self.demand.get(m, Demand()), held=held.count(m)) for m in self.deployments},
             traffic={k: Traffic(in_flight=len(e.ends), last_byte_at=e.last_byte_at) for k, e in engines.items()},
             gpus=GPUS,
         )
-        self.fleet = self.advance(self.fleet, self.deployments, sighting, self.now)
-        actions = self.decide(self.deployments, self.fleet, self.now)
-        if actions and instances is None:
-            raise Broken(f"acted though the runtime is silent: {actions}")
-        for action in actions:
-            self.act(action)
-        self.fleet = step.track(self.fleet, self.deployments, self.now)
 
     def act(self, action: Action) -> None:
         """As `Reconciler._act`."""
         if isinstance(action, Drain):
-            self.drained_at[action.replica] = self.now
             self.fleet = step.drained(self.fleet, action.replica, action.reason, self.now)
             return
         key = (type(action), action.replica if isinstance(action, Stop) else action.model)
         if key in self.effects or (isinstance(action, Stop) and (Launch, action.model) in self.effects):
             return
-        self.effects[key] = Effect(self.now + self.dice.uniform(0, 4), action)
-        if isinstance(action, Launch):
-            self.fleet = step.launched(self.fleet, action, self.deployments[action.model], self.now)
-        elif isinstance(action, Stop):
-            self.check_stop(action)
-            self.fleet = step.drained(self.fleet, action.replica, action.reason, self.now)
-        else:
-            self.world.weights[action.model] = Weights(state=WeightsState.PULLING)
+        self.laws.begun(action, self.fleet, self.world, self.now)
+        self.effects[key] = Effect(self.now + self.dice.uniform(0, 4), action, self.deployments.get(action.model))
+        match action:
+            case Launch(model=model):
+                self.fleet = step.launched(self.fleet, action, self.deployments[model], self.now)
+            case Stop(replica=replica, reason=reason):
+                self.fleet = step.drained(self.fleet, replica, reason, self.now)
+            case Pull(model=model):
+                self.world.weights[model] = Weights(state=WeightsState.PULLING)
 
-    def finish(self, action: Action) -> None:
-        """An effect ends: done, done twice, lost, or failed before or after it worked."""
-        luck = 1.0 if self.world.calm else self.dice.random()
-        if isinstance(action, Pull) and luck < 0.2:
-            self.world.weights[action.model] = Weights(state=WeightsState.FAILED, error="cut")
-            self.fleet = step.failed(self.fleet, action.model, "cut", self.now, permanent=luck < 0.03)
-        elif luck < 0.05:
-            self.vanish(action)
+    def finish(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            action = effect.action
+            self.ended.append((type(action), action.replica if isinstance(action, Stop) else action.model))
+            self.end(effect, 1.0 if self.world.calm else self.dice.random())
+
+    def end(self, effect: Effect, luck: float) -> None:
+        """An effect ends: lost, done twice, failed before or after it worked, or done."""
+        action = effect.action
+        if luck < 0.05:
+            self.vanish(effect)
         elif luck < 0.10:
-            self.happen(action)
-            self.happen(action)
+            self.happen(effect)
+            self.happen(effect)
+        elif luck < 0.25 and isinstance(action, Pull):
+            self.cut(action.model, permanent=luck < 0.13)
         elif luck < 0.20 and isinstance(action, Launch):
             if luck < 0.15:
-                self.happen(action)
-            self.fleet = step.launch_failed(self.fleet, action, "the call failed", self.now)
+                self.happen(effect)
+            self.laws.failed(action.model, self.now)
+            sure = luck >= 0.15
+            self.outcomes.append(lambda fleet, now: step.launch_failed(fleet, action, "it failed", now, sure=sure))
+            return
         else:
-            self.happen(action)
+            self.happen(effect)
+        self.returned(action)
 
-    def vanish(self, action: Action) -> None:
-        """It never happened; a pull that nobody runs is none."""
-        if isinstance(action, Pull):
-            self.world.weights[action.model] = Weights(state=WeightsState.ABSENT)
-
-    def happen(self, action: Action) -> None:
+    def returned(self, action: Action) -> None:
         match action:
+            case Launch(replica=replica):
+                self.outcomes.append(lambda fleet, now: step.landed(fleet, replica, now))
+            case Stop(replica=replica):
+                self.outcomes.append(lambda fleet, _: step.stopped(fleet, replica))
+
+    def cut(self, model: str, *, permanent: bool) -> None:
+        self.world.weights[model] = Weights(state=WeightsState.FAILED, error="cut", permanent=permanent)
+        self.laws.failed(model, self.now)
+        self.outcomes.append(lambda fleet, now: step.failed(fleet, model, "cut", now, permanent=permanent))
+
+    def vanish(self, effect: Effect) -> None:
+        """It never happened; a pull that nobody runs is none."""
+        if isinstance(effect.action, Pull):
+            self.world.weights[effect.action.model] = Weights(state=WeightsState.ABSENT)
+
+    def happen(self, effect: Effect) -> None:
+        match effect.action:
             case Pull(model=model):
                 self.world.weights[model] = Weights(state=WeightsState.PRESENT, path=f"/weights/{model}")
-            case Launch(model=model, replica=replica, gpus=gpus):
-                self.world.launch(replica, self.deployments[model], gpus, self.now)
+            case Launch() as launch if effect.deployment is not None:
+                self.world.launch(launch, effect.deployment, self.now)
             case Stop(replica=replica):
                 self.world.engines.pop(replica, None)
 
@@ -230,8 +299,8 @@ class Sim:
         left = []
         for model, until in self.held:
             ready = [r for r in self.fleet.of(model) if r.phase is Phase.READY]
-            backoff = self.fleet.backoff.get(model)
-            gave_up = self.fleet.tracks[model].phase is Phase.FAILED and backoff and self.now < backoff.retry_at
+            track, backoff = self.fleet.tracks.get(model), self.fleet.backoff.get(model)
+            gave_up = track is None or (track.phase is Phase.FAILED and backoff and self.now < backoff.retry_at)
             if ready:
                 self.send(ready[0].id)
             elif gave_up or self.now >= until:
@@ -239,30 +308,3 @@ class Sim:
             else:
                 left.append((model, until))
         self.held = left
-
-    # --- invariants ---
-
-    def check(self) -> None:
-        live: dict[str, int] = {}
-        leases: dict[str, str] = {}
-        for engine in self.world.engines.values():
-            live[engine.model] = live.get(engine.model, 0) + 1
-            for gpu in engine.gpus:
-                if leases.setdefault(gpu, engine.id) != engine.id:
-                    raise Broken(f"{gpu} is leased to {leases[gpu]} and {engine.id}")
-        if twice := [model for model, count in live.items() if count > self.deployments[model].max_replicas]:
-            raise Broken(f"{twice} run more than max_replicas engines")
-        for _, until in self.held:
-            if self.now > until + 1:
-                raise Broken("a request is held beyond its patience")
-
-    def check_stop(self, stop: Stop) -> None:
-        """Nothing with requests in flight is stopped before its drain limit, unless it failed."""
-        engine, replica = self.world.engines.get(stop.replica), self.fleet.replicas.get(stop.replica)
-        if engine is None or replica is None or not engine.ends or not engine.alive(self.now):
-            return
-        if replica.phase is Phase.FAILED:
-            return
-        drain_s = self.deployments[stop.model].drain_timeout_s
-        if self.now - self.drained_at.get(stop.replica, self.now) < drain_s:
-            raise Broken(f"{stop.replica} was stopped with {len(engine.ends)} requests in flight: {stop.reason}")

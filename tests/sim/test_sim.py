@@ -10,7 +10,8 @@ import pytest
 from orchestrator import fleet as step
 from orchestrator.decide import decide
 from orchestrator.model import Action, Deployment, Drain, Fleet, Launch, Phase, Sighting, Stop
-from tests.sim.sim import Advance, Broken, Decide, Sim
+from tests.sim.laws import Broken
+from tests.sim.sim import Advance, Decide, Sim
 
 Deployments = Mapping[str, Deployment]
 

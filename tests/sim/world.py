@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from orchestrator.model import Deployment, EngineKind, Gpu, Instance, InstanceState, Weights, WeightsState
+from orchestrator.model import Deployment, EngineKind, Gpu, Instance, InstanceState, Launch, Weights, WeightsState
 
 GPUS = tuple(Gpu(uuid=f"GPU-{n}", memory_bytes=1, free_bytes=1) for n in range(2))
 FATES = ("good", "good", "good", "stuck", "dies at start", "dies later", "falls sick")
@@ -47,6 +47,9 @@ class Engine:
     def alive(self, now: float) -> bool:
         return now < self.dies_at
 
+    def busy(self, now: float) -> bool:
+        return bool(self.ends) and self.alive(now)
+
     def healthy(self, now: float) -> bool:
         return self.alive(now) and self.ready_at <= now < self.sick_at
 
@@ -62,19 +65,19 @@ class World:
         self.calm = False
         self.launches: list[tuple[float, str]] = []
 
-    def launch(self, replica: str, deployment: Deployment, gpus: tuple[str, ...], now: float) -> None:
+    def launch(self, launch: Launch, deployment: Deployment, now: float) -> None:
         """As `ports.Runtime.launch`: idempotent by id."""
-        if replica in self.engines:
+        if launch.replica in self.engines:
             return
         fate = "good" if self.calm else self.dice.choice(FATES)
         start_s = self.dice.uniform(1, 20)
         never = float("inf")
         self.launches.append((now, deployment.name))
-        self.engines[replica] = Engine(
-            id=replica,
+        self.engines[launch.replica] = Engine(
+            id=launch.replica,
             model=deployment.name,
             spec=deployment.spec,
-            gpus=gpus,
+            gpus=launch.gpus,
             ready_at=never if fate == "stuck" else now + start_s,
             dies_at=now + self.dice.uniform(0, start_s)
             if fate == "dies at start"

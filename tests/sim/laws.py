@@ -1,0 +1,179 @@
+"""What must hold at every step, judged by the simulated world as it is and not by what the core believes."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.fleet import BACKOFF_BASE_S, BACKOFF_MAX_S, LEAVES
+from orchestrator.model import (
+    Action,
+    Demand,
+    Deployment,
+    Drain,
+    Fleet,
+    Launch,
+    Phase,
+    Pull,
+    Stop,
+    WeightsState,
+)
+from tests.sim.world import GPUS, World
+
+WINDOW_S = 60.0
+LAUNCHES_PER_WINDOW_MAX = 12
+"""Back-off 0, 2, 4, 8, 16 s allows six starts of an engine that dies as soon as it serves; as many again for
+those that somebody stopped, changed or asked for by hand."""
+PASSES_TO_START_MAX = 2
+DRAIN_S_MIN = 10.0
+"""The drain limit of every simulated model, and what one that is no longer configured gets at least."""
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass
+class Laws:
+    """The judge of one run. Its counts start anew with each boot, as the core's memory does."""
+
+    names: set[str] = field(default_factory=set)
+    """Every replica id ever launched, over all boots."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Attempts of each model that failed since it was last ready."""
+    not_before: dict[str, float] = field(default_factory=dict)
+    attempts: dict[str, deque[float]] = field(default_factory=dict)
+    could_start: Counter[str] = field(default_factory=Counter)
+    """For how many passes in a row each model could have been started."""
+    drained_at: dict[str, float] = field(default_factory=dict)
+
+    def boot(self) -> None:
+        self.failures.clear()
+        self.not_before.clear()
+        self.attempts.clear()
+        self.could_start.clear()
+        self.drained_at.clear()
+
+    # --- what happened ---
+
+    def failed(self, model: str, now: float) -> None:
+        """An attempt failed: the n-th in a row without ever being ready waits at least BASE * 2 ** (n - 1)."""
+        self.failures[model] += 1
+        wait_s = min(BACKOFF_BASE_S * 2.0 ** (self.failures[model] - 1), BACKOFF_MAX_S)
+        self.not_before[model] = now + wait_s
+
+    def forgiven(self, model: str) -> None:
+        """It was ready, or somebody asked by hand."""
+        self.failures.pop(model, None)
+        self.not_before.pop(model, None)
+
+    def advanced(self, before: Fleet, after: Fleet, now: float) -> None:
+        """Learn from one sighting which starts failed and which models are ready."""
+        for old in before.replicas.values():
+            new = after.replicas.get(old.id)
+            ended = new.phase is Phase.FAILED if new is not None else old.seen
+            if ended and old.phase not in LEAVES and old.phase is not Phase.READY:
+                self.failed(old.model, now)
+        for replica in after.replicas.values():
+            if replica.phase is Phase.READY:
+                self.forgiven(replica.model)
+
+    # --- what was decided ---
+
+    def decided(self, actions: Sequence[Action], fleet: Fleet, world: World, now: float) -> None:
+        """What one pass wants, before any of it is done."""
+        if actions and not fleet.known:
+            raise Broken(f"acted though the runtime is silent: {actions}")
+        keys = Counter((type(a), a.model if isinstance(a, Pull | Launch) else a.replica) for a in actions)
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise Broken(f"decided twice in one pass: {twice}")
+        for action in actions:
+            if isinstance(action, Drain):
+                self._drain(action, world, now)
+
+    def _drain(self, drain: Drain, world: World, now: float) -> None:
+        engine = world.engines.get(drain.replica)
+        if drain.reason == "idle" and engine is not None and engine.busy(now):
+            raise Broken(f"{drain.replica} was drained as idle with {len(engine.ends)} requests in flight")
+        self.drained_at.setdefault(drain.replica, now)
+
+    def begun(self, action: Pull | Launch | Stop, fleet: Fleet, world: World, now: float) -> None:
+        """An effect that starts now."""
+        if isinstance(action, Stop):
+            self._stop(action, fleet, world, now)
+            return
+        demand = fleet.demand.get(action.model, Demand())
+        if now < self.not_before.get(action.model, 0.0):
+            raise Broken(f"{action} {self.not_before[action.model] - now:.1f} s before its back-off ends")
+        if isinstance(action, Launch):
+            self._launch(action, demand, now)
+
+    def _launch(self, launch: Launch, demand: Demand, now: float) -> None:
+        if launch.replica in self.names:
+            raise Broken(f"the name {launch.replica} was used before")
+        self.names.add(launch.replica)
+        asked_at = float("-inf") if demand.asked_at is None else demand.asked_at
+        if demand.stop_at is not None and not demand.held and asked_at <= demand.stop_at:
+            raise Broken(f"{launch.model} was stopped by hand, and started though nobody asked")
+        times = self.attempts.setdefault(launch.model, deque(maxlen=LAUNCHES_PER_WINDOW_MAX))
+        if len(times) == times.maxlen and now - times[0] < WINDOW_S:
+            raise Broken(f"{launch.model} was started more than {times.maxlen} times in {WINDOW_S:g} s")
+        times.append(now)
+
+    def _stop(self, stop: Stop, fleet: Fleet, world: World, now: float) -> None:
+        """Nothing with requests in flight is stopped before its drain limit, unless it failed."""
+        engine, replica = world.engines.get(stop.replica), fleet.replicas.get(stop.replica)
+        if engine is None or replica is None or not engine.busy(now) or replica.phase is Phase.FAILED:
+            return
+        if now - self.drained_at.get(stop.replica, now) < DRAIN_S_MIN:
+            raise Broken(f"{stop.replica} was stopped with {len(engine.ends)} requests in flight: {stop.reason}")
+
+    # --- what is ---
+
+    def hold(self, world: World, fleet: Fleet, deployments: Mapping[str, Deployment]) -> None:
+        """The state of the world after a pass."""
+        live = Counter(engine.model for engine in world.engines.values())
+        limits = {model: deployments[model].max_replicas if model in deployments else 1 for model in live}
+        if over := [model for model, count in live.items() if count > limits[model]]:
+            raise Broken(f"{over} run more than max_replicas engines")
+        leases: dict[str, str] = {}
+        for engine in world.engines.values():
+            for gpu in engine.gpus:
+                if leases.setdefault(gpu, engine.id) != engine.id:
+                    raise Broken(f"{gpu} is leased to {leases[gpu]} and {engine.id}")
+        if fleet.known:
+            self._current(fleet, deployments)
+
+    def _current(self, fleet: Fleet, deployments: Mapping[str, Deployment]) -> None:
+        """After a pass, nothing serves that its operator has changed, removed or stopped."""
+        for replica in fleet.replicas.values():
+            if replica.phase is not Phase.READY:
+                continue
+            deployment = deployments.get(replica.model)
+            stop_at = fleet.demand.get(replica.model, Demand()).stop_at
+            if deployment is None or deployment.spec != replica.spec:
+                raise Broken(f"{replica.id} serves with settings that are no longer its model's")
+            if stop_at is not None and replica.created_at <= stop_at:
+                raise Broken(f"{replica.id} serves though it was stopped by hand")
+
+    def wait(self, fleet: Fleet, deployments: Iterable[Deployment], busy: set[str], now: float) -> None:
+        """Fairness: who is waited for and could be started is, within a few passes. `busy`: an effect runs."""
+        free = len({gpu.uuid for gpu in GPUS} - {gpu for r in fleet.replicas.values() for gpu in r.gpus})
+        for deployment in deployments:
+            name = deployment.name
+            weights, backoff = fleet.weights.get(name), fleet.backoff.get(name)
+            if backoff is not None and backoff.retry_at > now + BACKOFF_MAX_S:
+                raise Broken(f"{name} would wait {backoff.retry_at - now:.0f} s after a failure")
+            could = (
+                fleet.known
+                and fleet.demand.get(name, Demand()).held > 0
+                and (weights is not None and weights.state is WeightsState.PRESENT)
+                and (backoff is None or now >= backoff.retry_at)
+                and (deployment.gpus or 0) <= free
+                and not fleet.of(name)
+                and name not in busy
+            )
+            self.could_start[name] = self.could_start[name] + 1 if could else 0
+            if self.could_start[name] > PASSES_TO_START_MAX:
+                raise Broken(f"{name} is waited for and could start, but is not started")
