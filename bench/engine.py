@@ -1,13 +1,16 @@
 """An instant engine: answers chat requests at once, with as little work as can be, so that a proxy's cost shows.
 
 Run as a program: ``python engine.py --port P [--chunks N] [--chunk-delay-s S]``. Loopback only.
+What it sends is known byte for byte (`WHOLE`, `stream_body`), so that every answer can be checked.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
+import os
 
 import httptools
 import uvloop
@@ -26,6 +29,9 @@ WHOLE = json.dumps(
 _HEAD = {"id": "bench-1", "object": "chat.completion.chunk", "created": 1, "model": "bench/model"}
 BURST = 20
 """Events in a write when flat out: many tokens wait in the socket when a proxy can't keep up."""
+ONE_BY_ONE = b"one-by-one"
+"""A request whose `user` is this gets each event in a write of its own, as most engines send them."""
+OWNER_CHECK_S = 2.0
 
 
 def _event(number: int) -> bytes:
@@ -38,6 +44,12 @@ DONE = b"data: [DONE]\n\n"
 _INFO = json.dumps({"object": "list", "data": [{"id": "bench/model", "object": "model"}], "model_path": "bench/model"})
 
 
+@functools.lru_cache(maxsize=4)
+def stream_body(chunks: int) -> bytes:
+    """The body of a whole stream: the events in turn, then the end."""
+    return b"".join(EVENTS[number % BURST] for number in range(chunks)) + DONE
+
+
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -47,17 +59,22 @@ def _response(body: bytes) -> bytes:
 
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+FRAMED = [_chunk(event) for event in EVENTS]
+ALL_FRAMED = b"".join(FRAMED)
+END = _chunk(DONE) + b"0\r\n\r\n"
+WHOLE_RESPONSE = _response(WHOLE)
+INFO_RESPONSE = _response(_INFO.encode())
 
 
 class Engine(asyncio.Protocol):
-    """One connection."""
+    """One connection. Requests of a pipeline are not expected: no subject sends them."""
 
     def __init__(self, chunks: int, delay_s: float) -> None:
         self._chunks, self._delay_s = chunks, delay_s
         self._writable = asyncio.Event()
         self._writable.set()
         self._stream: asyncio.Task[None] | None = None
-        self._streams = False
+        self._body = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
@@ -77,27 +94,44 @@ class Engine(asyncio.Protocol):
         self._writable.set()
 
     def on_message_begin(self) -> None:
-        self._streams = False
+        self._body = b""
 
     def on_body(self, body: bytes) -> None:
-        self._streams = self._streams or b'"stream": true' in body or b'"stream":true' in body
+        self._body += body
 
     def on_message_complete(self) -> None:
-        if self._streams:
-            self._stream = asyncio.get_running_loop().create_task(self._send_stream())
+        if b'"stream": true' in self._body or b'"stream":true' in self._body:
+            burst = 1 if self._delay_s or ONE_BY_ONE in self._body else BURST
+            self._stream = asyncio.get_running_loop().create_task(self._send_stream(burst))
         elif self._parser.get_method() == b"POST":
-            self._transport.write(_response(WHOLE))
+            self._transport.write(WHOLE_RESPONSE)
         else:
-            self._transport.write(_response(_INFO.encode()))
+            self._transport.write(INFO_RESPONSE)
 
-    async def _send_stream(self) -> None:
+    async def _send_stream(self, burst: int) -> None:
         self._transport.write(SSE_HEAD)
-        slow, flat_out = _chunk(EVENTS[0]), b"".join(map(_chunk, EVENTS))
-        for _ in range(0, self._chunks, 1 if self._delay_s else BURST):
+        for first in range(0, self._chunks, burst):
             await self._writable.wait()
-            self._transport.write(slow if self._delay_s else flat_out)
+            self._transport.write(_framed(first, min(burst, self._chunks - first)))
             await asyncio.sleep(self._delay_s)
-        self._transport.write(_chunk(DONE) + b"0\r\n\r\n")
+        self._transport.write(END)
+
+
+def _framed(first: int, count: int) -> bytes:
+    """Some events of a stream, each a chunk of its own."""
+    if count == BURST and first % BURST == 0:
+        return ALL_FRAMED
+    return b"".join(FRAMED[number % BURST] for number in range(first, first + count))
+
+
+async def _outlive_not(owner: int) -> None:
+    """Until the process is gone that wants this engine, even if it was killed and could not end it."""
+    while True:
+        await asyncio.sleep(OWNER_CHECK_S)
+        try:
+            os.kill(owner, 0)
+        except ProcessLookupError:
+            return
 
 
 async def main() -> None:
@@ -105,12 +139,19 @@ async def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--chunks", type=int, default=200)
     parser.add_argument("--chunk-delay-s", type=float, default=0.0)
+    parser.add_argument("--cpu", type=int, help="the one CPU to run on")
+    parser.add_argument("--owner", type=int, help="end soon after this process has ended")
     options = parser.parse_args()
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: Engine(options.chunks, options.chunk_delay_s), "127.0.0.1", options.port, backlog=2048
     )
-    await server.serve_forever()
+    if options.owner is None:
+        await server.serve_forever()
+    else:
+        await _outlive_not(options.owner)
 
 
 if __name__ == "__main__":

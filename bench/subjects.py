@@ -28,11 +28,34 @@ class Subject:
     name: str
     argv: Callable[[Path, int, int, list[str]], list[str]]
     """From a folder of its own, its port, the engine's port, and the engine's command for who starts its own."""
-    owns_engine: bool = False
-    """Whether its children are engines, whose cost is not its own."""
     needs: str = ""
     """The program it cannot run without; empty: none."""
     remedy: str = ""
+    rewrites: bool = False
+    """Whether it writes the engine's JSON anew, so that its answers are checked by text."""
+    slow: bool = False
+    """Whether a tenth of the requests show its cost as well."""
+
+    @property
+    def key(self) -> str:
+        """Its name on the command line."""
+        return self.name.casefold().partition(" ")[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cpus:
+    """Where things run: each subject alone on one CPU, engines and load on another. None: wherever they like."""
+
+    subject: int | None = None
+    engine: int | None = None
+
+
+def cpus() -> Cpus:
+    """Two CPUs of those that we may use, or none where there is no second, or no way to choose (macOS)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return Cpus()
+    ours = sorted(os.sched_getaffinity(0))
+    return Cpus(subject=ours[-1], engine=ours[0]) if len(ours) > 1 else Cpus()
 
 
 def subjects(peers: Path | None) -> list[Subject]:
@@ -43,7 +66,8 @@ def subjects(peers: Path | None) -> list[Subject]:
         return shutil.which(name, path=path) or name
 
     return [
-        Subject(name="orchestrator", argv=_orchestrator, owns_engine=True),
+        Subject(name="direct (no proxy)", argv=lambda folder, port, engine, own: _with_port(own, port)),
+        Subject(name="orchestrator", argv=_orchestrator),
         Subject(name="nginx", argv=_nginx, needs=program("nginx"), remedy="apt-get install nginx-light"),
         Subject(
             name="sglang-router",
@@ -66,13 +90,14 @@ def subjects(peers: Path | None) -> list[Subject]:
         Subject(
             name="LiteLLM",
             argv=lambda folder, port, engine, own: _litellm(program("litellm"), folder, port, engine),
-            needs=program("litellm"), remedy="pip install 'litellm[proxy]'",
+            needs=program("litellm"), remedy="pip install 'litellm[proxy]'", rewrites=True, slow=True,
         ),
         Subject(
             name="Starlette + httpx",
             argv=lambda _, port, engine, own: [
                 sys.executable, str(NAIVE), "--port", str(port), "--upstream", f"http://127.0.0.1:{engine}"
             ],
+            slow=True,
         ),
     ]  # fmt: skip
 
@@ -83,11 +108,11 @@ def missing(subject: Subject) -> bool:
 
 
 @contextlib.contextmanager
-def running(argv: list[str], folder: Path, port: int) -> Iterator[psutil.Process]:
-    """A process that listens on `port`, and all it starts; ended on exit."""
+def running(argv: list[str], folder: Path, port: int, cpu: int | None = None) -> Iterator[psutil.Process]:
+    """A process that listens on `port`, on one CPU if that is given, and all it starts; ended on exit."""
     env = {**os.environ, "NO_PROXY": "127.0.0.1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
     log_path = folder / "log"
-    with log_path.open("wb") as log:
+    with log_path.open("wb") as log, _on_cpu(cpu):
         process = subprocess.Popen(argv, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
     tree = psutil.Process(process.pid)
     try:
@@ -105,6 +130,20 @@ def running(argv: list[str], folder: Path, port: int) -> Iterator[psutil.Process
         process.wait(10)
 
 
+@contextlib.contextmanager
+def _on_cpu(cpu: int | None) -> Iterator[None]:
+    """What is started meanwhile inherits that it runs on this CPU only, and sizes its thread pools by it."""
+    if cpu is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until something listens. Raises `RuntimeError` with the log's end."""
     ends_at = time.monotonic() + START_TIMEOUT_S
@@ -115,19 +154,28 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"{process.args!r} does not listen: {log.read_text('utf-8', 'replace')[-1500:]}")
 
 
-def cpu_s(subject: Subject, tree: psutil.Process) -> float:
-    """CPU seconds so far, user and system, of all that is the subject's own."""
-    times = [process.cpu_times() for process in _own(subject, tree)]
-    return sum(each.user + each.system for each in times)
+def cpu_s(tree: psutil.Process) -> float:
+    """CPU seconds so far, user and system, of the subject and its children, but not of an engine that it started."""
+    ended = tree.cpu_times()  # whose clocks went with them
+    return sum(_cpu_s(process) for process in _own(tree)) + ended.children_user + ended.children_system
 
 
-def rss_bytes(subject: Subject, tree: psutil.Process) -> int:
-    """Resident bytes of all that is the subject's own."""
-    return sum(process.memory_info().rss for process in _own(subject, tree))
+def _cpu_s(process: psutil.Process) -> float:
+    """On Linux by the process's CPU clock, in nanoseconds: `cpu_times` counts ticks of 10 ms, half a round's cost.
+    The number of another process's clock is as in glibc's clock_getcpuclockid: ``~pid << 3 | CPUCLOCK_SCHED (2)``."""
+    if psutil.LINUX:
+        return time.clock_gettime_ns((~process.pid << 3) | 2) / 1e9
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
-def _own(subject: Subject, tree: psutil.Process) -> list[psutil.Process]:
-    return [tree] if subject.owns_engine else [tree, *tree.children(recursive=True)]
+def rss_bytes(tree: psutil.Process) -> int:
+    """Resident bytes of the subject and its children, but not of an engine that it started."""
+    return sum(process.memory_info().rss for process in _own(tree))
+
+
+def _own(tree: psutil.Process) -> list[psutil.Process]:
+    return [tree, *(child for child in tree.children(recursive=True) if str(ENGINE) not in child.cmdline())]
 
 
 def free_port() -> int:
@@ -138,9 +186,15 @@ def free_port() -> int:
         return port
 
 
-def engine_argv(port: int | str, chunks: int, delay_s: float) -> list[str]:
-    """The instant engine."""
-    return [sys.executable, str(ENGINE), "--port", str(port), "--chunks", str(chunks), "--chunk-delay-s", str(delay_s)]
+def engine_argv(port: int | str, chunks: int, delay_s: float, cpu: int | None = None) -> list[str]:
+    """The instant engine. It ends with this process, even if this process is killed."""
+    argv = [sys.executable, str(ENGINE), "--port", str(port), "--chunks", str(chunks), "--chunk-delay-s", str(delay_s)]
+    argv += ["--owner", str(os.getpid())]
+    return argv + (["--cpu", str(cpu)] if cpu is not None else [])
+
+
+def _with_port(own: list[str], port: int) -> list[str]:
+    return [str(port) if part == "{port}" else part for part in own]
 
 
 def _orchestrator(folder: Path, port: int, engine: int, own: list[str]) -> list[str]:
