@@ -77,12 +77,24 @@ class Deployment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """One GPU (or MIG slice) as the runtime reports it."""
+    """One GPU, or one MIG slice of one, as the runtime reports it now."""
 
     uuid: str
+    """``GPU-…`` or ``MIG-…``: what CUDA_VISIBLE_DEVICES and Docker's device requests take."""
     memory_bytes: int
     free_bytes: int
+    """What nobody uses now: neither we nor any other program."""
     healthy: bool = True
+    fault: str = ""
+    """Why it is not healthy."""
+    name: str = ""
+    """The product's name: ``NVIDIA H100 80GB HBM3``."""
+    host: str = ""
+    """The host that has it; empty on a runtime with only one."""
+    index: int = 0
+    """Its place among the host's GPUs, for people."""
+    mig: bool = False
+    """A slice: it can't work together with others on one model."""
 
 
 class InstanceState(StrEnum):
