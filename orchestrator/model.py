@@ -123,6 +123,16 @@ class Instance:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Grant:
+    """What a replica may use of the GPUs; an engine's arguments follow from it."""
+
+    gpus: int = 0
+    """How many it spreads over; 0: none, it runs on the CPU."""
+    memory_fraction: float | None = None
+    """Its share of each one's whole memory, 0 … 1; None: the engine's own default, as when nobody shares."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchSpec:
     """All a runtime needs to start one replica. `id` is the idempotency key."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from orchestrator.model import Deployment, Gpu, Instance, LaunchSpec, Progress, StartRecord, Weights
+from orchestrator.model import Deployment, Gpu, Grant, Instance, LaunchSpec, Progress, StartRecord, Weights
 
 
 class Clock(Protocol):
@@ -71,7 +71,7 @@ class WeightsStore(Protocol):
 class Engine(Protocol):
     """Knows one kind of engine: how to start it and how to read it. Pure but for `preflight`."""
 
-    def argv(self, deployment: Deployment, weights_path: str | None) -> tuple[str, ...]:
+    def argv(self, deployment: Deployment, weights_path: str | None, grant: Grant) -> tuple[str, ...]:
         """The command line; `{host}` and `{port}` are left for the runtime to fill in."""
 
     def env(self, deployment: Deployment) -> Mapping[str, str]:

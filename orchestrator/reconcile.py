@@ -26,6 +26,7 @@ from orchestrator.model import (
     Drain,
     EngineKind,
     Fleet,
+    Grant,
     Instance,
     Launch,
     LaunchSpec,
@@ -262,7 +263,7 @@ class Reconciler:
                 id=action.replica,
                 model=deployment.name,
                 spec=deployment.spec,
-                argv=engine.argv(deployment, path),
+                argv=engine.argv(deployment, path, Grant(gpus=len(action.gpus))),
                 env=tuple({**engine.env(deployment), **dict(deployment.env)}.items()),
                 gpus=action.gpus,
             )

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Mapping
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, Progress
+from orchestrator.model import Deployment, Grant, Progress
 from runtimes.engines.reading import failure_sentence
 
 
 class CommandEngine:
     """`ports.Engine` for ``engine = "command"``."""
 
-    def argv(self, deployment: Deployment, weights_path: str | None) -> tuple[str, ...]:
+    def argv(self, deployment: Deployment, weights_path: str | None, grant: Grant) -> tuple[str, ...]:
         """The operator's argv with ``{weights}`` and ``{model}`` filled in; other braces stay."""
         return tuple(
             part.replace("{weights}", weights_path or "").replace("{model}", deployment.name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, Phase, Progress
+from orchestrator.model import Deployment, Grant, Phase, Progress
 from runtimes.engines import flags
 from runtimes.engines.folder import check_folder, longest_context, read_config
 from runtimes.engines.reading import failure_sentence
@@ -53,7 +53,7 @@ class VllmEngine:
     def __init__(self, vllm: Vllm | None) -> None:
         self._vllm = vllm
 
-    def argv(self, deployment: Deployment, weights_path: str | None) -> tuple[str, ...]:
+    def argv(self, deployment: Deployment, weights_path: str | None, grant: Grant) -> tuple[str, ...]:
         """The server as a module: the ``vllm`` command of the CPU build does not find its own distribution."""
         if self._vllm is None:
             raise PreflightFailed(NOT_INSTALLED)
@@ -64,7 +64,7 @@ class VllmEngine:
             *("--model", weights_path or deployment.source),
             *("--served-model-name", deployment.name),
             *("--host", "{host}", "--port", "{port}"),
-            *(_cpu_args(deployment.args) if self._vllm.cpu else ()),
+            *(_cpu_args(deployment.args) if self._vllm.cpu else _gpu_args(deployment.args, grant)),
             *deployment.args,
         )
 
@@ -149,6 +149,17 @@ def _cpu_args(given: tuple[str, ...]) -> tuple[str, ...]:
     defaults = (("--dtype", "float32"), ("--enforce-eager",), ("--max-num-seqs", "8"))
     named = flags.names(given)
     return tuple(part for default in defaults if default[0] not in named for part in default)
+
+
+def _gpu_args(given: tuple[str, ...], grant: Grant) -> tuple[str, ...]:
+    """Spread over what was leased, and keep to its share, where the operator says nothing."""
+    named = flags.names(given)
+    spread = grant.gpus > 1 and not {"--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"} & set(named)
+    share = grant.memory_fraction is not None and "--gpu-memory-utilization" not in named
+    return (
+        *(("--tensor-parallel-size", str(grant.gpus)) if spread else ()),
+        *(("--gpu-memory-utilization", f"{grant.memory_fraction:.3f}") if share else ()),
+    )
 
 
 def _check_length(folder: Path, deployment: Deployment) -> None:

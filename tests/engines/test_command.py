@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, EngineKind, Phase
+from orchestrator.model import Deployment, EngineKind, Grant, Phase
 from runtimes.engines.command import CommandEngine
 
 ENGINE = CommandEngine()
@@ -29,7 +29,7 @@ def test_argv_fills_in_the_weights_and_the_name_and_nothing_else() -> None:
     asked = deployment(
         "serve", "-m", "{weights}/w.gguf", "--alias={model}", "{host}:{port}", '{"a": {}}', args=("{x}",)
     )
-    assert ENGINE.argv(asked, "/models/w") == (
+    assert ENGINE.argv(asked, "/models/w", Grant()) == (
         *("serve", "-m", "/models/w/w.gguf", "--alias=acme/echo", "{host}:{port}", '{"a": {}}', "{x}"),
     )
 

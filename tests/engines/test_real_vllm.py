@@ -16,7 +16,7 @@ import pytest
 from orchestrator.config import cache_dir
 from orchestrator.demo.engine import prepare_engine
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, EngineKind, Progress
+from orchestrator.model import Deployment, EngineKind, Grant, Progress
 from runtimes.engines.vllm import VllmEngine
 from runtimes.process import HOST, free_port, inherited
 from tests.stub import until
@@ -39,7 +39,7 @@ class Started:
         self._log = folder / "engine.log"
         argv = [
             part.replace("{host}", HOST).replace("{port}", str(port))
-            for part in self.engine.argv(deployment, str(folder))
+            for part in self.engine.argv(deployment, str(folder), Grant())
         ]
         env = {**inherited(os.environ), **self.engine.env(deployment)}
         with self._log.open("wb") as log:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, EngineKind, Phase, Progress
+from orchestrator.model import Deployment, EngineKind, Grant, Phase, Progress
 from runtimes.engines.reading import SENTENCE_CHARS_MAX
 from runtimes.engines.vllm import READY_FILE, Vllm, VllmEngine, find_vllm
 from tests.tiny_model import CONTEXT_TOKENS, write_tiny_model
@@ -42,10 +42,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_argv_on_a_gpu_is_what_the_operator_asked_for() -> None:
-    assert GPU.argv(deployment("--max-model-len", "2048"), "/models/small") == (
+    assert GPU.argv(deployment("--max-model-len", "2048"), "/models/small", Grant()) == (
         *("/env/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model", "/models/small"),
         *("--served-model-name", "acme/small", "--host", "{host}", "--port", "{port}", "--max-model-len", "2048"),
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "grant", "added"),
+    [
+        ((), Grant(gpus=1), ()),
+        ((), Grant(gpus=2), ("--tensor-parallel-size", "2")),
+        ((), Grant(gpus=1, memory_fraction=0.25), ("--gpu-memory-utilization", "0.250")),
+        (("-tp", "2", "--gpu_memory_utilization=0.5"), Grant(gpus=2, memory_fraction=0.25), ()),
+    ],
+)
+def test_a_grant_becomes_arguments_where_the_operator_says_nothing(
+    args: tuple[str, ...], grant: Grant, added: tuple[str, ...]
+) -> None:
+    tail = GPU.argv(deployment(*args), "/models/small", grant)
+    assert tail[tail.index("{port}") + 1 :] == (*added, *args)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +73,7 @@ def test_argv_on_a_gpu_is_what_the_operator_asked_for() -> None:
     ],
 )
 def test_defaults_for_a_cpu_give_way_to_the_operator(args: tuple[str, ...], added: tuple[str, ...]) -> None:
-    tail = CPU.argv(deployment(*args), "/models/small")
+    tail = CPU.argv(deployment(*args), "/models/small", Grant())
     assert tail[tail.index("{port}") + 1 :] == (*added, *args)
 
 
