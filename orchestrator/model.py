@@ -97,6 +97,24 @@ class Gpu:
     """A slice: it can't work together with others on one model."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """What a model's folder says about the memory it needs: the whole model, before it is spread over GPUs."""
+
+    weights_bytes: int
+    """The tensors as the engine will hold them, converted where its arguments say so. Quantised ones as stored;
+    ones that the engine quantises itself at load as they are before that."""
+    parameters: int
+    kv_bytes_per_token: int
+    """K and V of all layers, in the cache's type. Sliding layers count as full ones: an upper bound."""
+    attention_heads: int | None = None
+    """Tensor parallelism must divide them."""
+    kv_heads: int | None = None
+    """1 where all heads share one vector (MLA). More ranks than these hold copies."""
+    context: int | None = None
+    """The longest context that the engine will take, in tokens."""
+
+
 class InstanceState(StrEnum):
     """What a runtime says about an engine; readiness is not among them, it is probed by us."""
 
