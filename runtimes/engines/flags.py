@@ -1,10 +1,16 @@
-"""Reads a vLLM argument list as vLLM's own parser does (`vllm/utils/argparse_utils.py`, 0.32). Pure."""
+"""Reads an engine's argument list as its own parser does: vLLM's (`vllm/utils/argparse_utils.py`, 0.32), and argparse,
+which SGLang uses as it is (`sglang/srt/server_args.py`, 0.5.23). Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from orchestrator.errors import PreflightFailed
+from orchestrator.model import Deployment
+
+TRUST_FLAG = "--trust-remote-code"
+_COMMIT = re.compile("[0-9a-f]{40}")
 _SHORTENED_CHARS_MIN = 4
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG]?)")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -18,6 +24,15 @@ def names(args: Sequence[str]) -> tuple[str, ...]:
 def matches(name: str, flag: str) -> bool:
     """Whether argparse may take `name` for `flag`: it accepts any beginning that is not ambiguous."""
     return flag.startswith(name) and len(name) >= min(_SHORTENED_CHARS_MIN, len(flag))
+
+
+def check(deployment: Deployment, ours: Sequence[str]) -> None:
+    """None that is `ours` to give, and no foreign code unless its revision is pinned. Raises `PreflightFailed`."""
+    for name in names(deployment.args):
+        if flag := next((flag for flag in ours if matches(name, flag)), None):
+            raise PreflightFailed(f"{flag} can't be set by args: it belongs to the orchestrator")
+        if matches(name, TRUST_FLAG) and not _COMMIT.fullmatch(deployment.revision or ""):
+            raise PreflightFailed(f'{TRUST_FLAG} runs code from the model\'s source: pin it, source = "id@<commit>"')
 
 
 def value_of(flag: str, args: Sequence[str]) -> str | None:

