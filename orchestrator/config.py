@@ -106,7 +106,7 @@ class ProxySettings(Table):
 class ModelSettings(Table):
     """One ``[models."id"]`` table."""
 
-    engine: EngineKind = Field(EngineKind.VLLM, description="vllm, or command: any program")
+    engine: EngineKind = Field(EngineKind.VLLM, description="vllm, sglang, or command: any program")
     source: str | None = Field(None, description="hub id[@revision] or local folder; default: the model's id")
     args: tuple[Text, ...] = Field((), description="more arguments for the engine")
     env: dict[EnvName, Text] = Field({}, description="more environment for the engine")

@@ -20,9 +20,10 @@ PULL_BYTES_PER_S_DEFAULT = 50e6
 """Before any pull was measured: a 400 Mbit/s line."""
 DEFAULT_S: Mapping[EngineKind, Mapping[Phase, float]] = {
     EngineKind.VLLM: {Phase.STARTING: 25.0, Phase.LOADING: 10.0},
+    EngineKind.SGLANG: {Phase.STARTING: 25.0, Phase.LOADING: 15.0},
     EngineKind.COMMAND: {Phase.STARTING: 5.0, Phase.LOADING: 0.0},
 }
-"""Before any start was seen. vLLM: three rounds of imports, a small model's weights, and warm-up."""
+"""Before any start was seen. vLLM, SGLang: two or three rounds of imports, a small model's weights, and warm-up."""
 ORDER = (Phase.PULLING, Phase.QUEUED, Phase.STARTING, Phase.LOADING)
 
 

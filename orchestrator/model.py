@@ -42,6 +42,7 @@ class EngineKind(StrEnum):
     """How a deployment's engine is started and read."""
 
     VLLM = "vllm"
+    SGLANG = "sglang"
     COMMAND = "command"
 
 
