@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from ctypes import CDLL
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,16 +85,16 @@ class GpuReader:
         """The boards as they were last read well, so that a lost one keeps its name."""
 
     def look(self) -> Inventory:
-        """The GPUs as they are now. Never raises. Waits `patience_s` at most for other callers; a driver that hangs
-        holds the one who asked it, and no other for longer than that."""
+        """The GPUs as they are now. Never raises. Waits `patience_s` at most for other callers, and as long again for
+        the driver: one that hangs, as a sick GPU can make it, keeps a daemon thread and no caller."""
         if not self._lock.acquire(timeout=self._patience_s):
             return Inventory(problem=STUCK)
+        answer: Future[Inventory] = Future()
+        threading.Thread(target=self._answer, args=(answer,), name="nvml", daemon=True).start()
         try:
-            return self._look()
-        except pynvml.NVMLError as error:
-            return _unreadable(error)
-        finally:
-            self._lock.release()
+            return answer.result(self._patience_s)
+        except TimeoutError:
+            return Inventory(problem=STUCK)
 
     def close(self) -> None:
         """Let go of the driver. Idempotent; a later look starts anew."""
@@ -102,6 +103,17 @@ class GpuReader:
                 self._stop()
             finally:
                 self._lock.release()
+
+    def _answer(self, answer: Future[Inventory]) -> None:
+        """In a thread, which gives back the caller's lock when the driver has answered."""
+        try:
+            answer.set_result(self._look())
+        except pynvml.NVMLError as error:
+            answer.set_result(_unreadable(error))
+        except BaseException as error:
+            answer.set_exception(error)
+        finally:
+            self._lock.release()
 
     def _look(self) -> Inventory:
         """1. Read with NVML as it is; GPUs that are known to be lost are an answer too. 2. Where nothing else answers,
