@@ -146,10 +146,28 @@ def _vllm(settings: Settings) -> Iterator[Finding]:
 
 
 def _gpus(settings: Settings) -> Iterator[Finding]:
-    if shutil.which("nvidia-smi") is None:
-        yield Finding(level=Level.WARN, what="no NVIDIA driver", remedy="engines run on the CPU, which is slow")
-    else:
-        yield Finding(level=Level.OK, what="an NVIDIA driver is here")
+    from runtimes.gpus import GpuReader
+
+    reader = GpuReader(environ=os.environ)
+    found = reader.look()
+    reader.close()
+    well = [gpu for gpu in found.gpus if gpu.healthy]
+    sizes = [f"{gpu.name} ({gpu.free_bytes / 1e9:.1f} GB free of {gpu.memory_bytes / 1e9:.1f})" for gpu in well]
+    more = f"driver {found.driver}" + (f"; CUDA_VISIBLE_DEVICES hides {found.hidden}" if found.hidden else "")
+    slow = "engines run on the CPU, which is slow"
+    if found.absent:
+        yield Finding(level=Level.WARN, what="no NVIDIA driver", remedy=slow)
+    elif found.problem:
+        yield Finding(level=Level.FAIL, what="the GPUs can't be read", remedy=found.problem)
+    elif not found.gpus:
+        yield Finding(level=Level.WARN, what=f"no NVIDIA GPU; {more}", remedy=slow)
+    elif well:
+        count = f"{len(well)} GPU{'s' if len(well) > 1 else ''}"
+        yield Finding(level=Level.OK, what=f"{count}: {', '.join(sizes)}; {more}")
+    for gpu in found.gpus:
+        if not gpu.healthy:
+            what = f"GPU {gpu.index} ({gpu.name or gpu.uuid}) is not used"
+            yield Finding(level=Level.FAIL, what=what, remedy=gpu.fault)
 
 
 def _cache(settings: Settings) -> Iterator[Finding]:
