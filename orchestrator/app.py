@@ -20,21 +20,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.activator import Activator, Route
 from orchestrator.auth import KeyRing
-from orchestrator.config import Settings, Watched, cache_dir, deployments
+from orchestrator.config import Watched, deployments
 from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
 from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
 from orchestrator.express import ExpressLane
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.metrics import Metrics
+from orchestrator.parts import build
 from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
+from orchestrator.settings import Settings
 from orchestrator.upstream import Timeouts
-from runtimes.engines import engines
-from runtimes.process import ProcessRuntime
 from storage.catalog import Catalog
 from storage.history import DuckHistory
-from storage.weights import HubWeights
 
 TICK_S = 1.0
 RELOAD_S = 1.0
@@ -100,20 +99,16 @@ class Service:
         self._request_ids = RequestIds()
         self._wakeup = asyncio.Event()
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
-        self._runtime = ProcessRuntime(
-            folder=data / "replicas",
-            instance=instance_id(data),
-            log_bytes_max=settings.runtime.log_bytes_max,
-            environ=os.environ,
-        )
+        parts = build(settings, data, instance_id(data))
+        self._parts = parts
+        self._runtime = parts.runtime
         self._catalog = Catalog(data / "catalog.duckdb")
         self._history = DuckHistory(self._catalog)
-        self._weights = HubWeights(pulls_max=settings.runtime.pulls_max)
         self._reconciler = Reconciler(
             deployments=wanted,
             runtime=self._runtime,
-            weights=self._weights,
-            engines=engines(cache_dir(os.environ)),
+            weights=parts.stock,
+            engines=parts.engines,
             history=self._history,
             activator=self._activator,
             metrics=self._metrics,
@@ -200,6 +195,9 @@ class Service:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         started = asyncio.Event()
+        self._runtime.watch(self._wakeup.set)
+        if self._parts.images is not None:
+            await self._parts.images.find({d.image for d in self._reconciler.deployments.values()})
         self._loop_task = asyncio.create_task(self._reconciler.run(started), name="reconcile")
         self._loop_task.add_done_callback(_die_with)
         scheduler = self._scheduler()
@@ -215,7 +213,11 @@ class Service:
                 await self._loop_task
             if self.settings.runtime.on_exit == "stop":
                 await self._reconciler.stop_all(grace_s=STOP_GRACE_S)
-            await self._weights.aclose()
+            await self._parts.weights.aclose()
+            if self._parts.images is not None:
+                await self._parts.images.aclose()
+            self._runtime.close()
+            self._parts.gpu_reader.close()
             await asyncio.to_thread(self._catalog.close)
             self._lock.release()
 

@@ -1,7 +1,7 @@
-"""The settings table: every key once, with type, default and help; read at start, passed down frozen.
+"""Reads the settings, at start and while running. Precedence: flag > environment > ``.env`` > file > default.
 
-Precedence: flag > environment > ``.env`` > file > default. pydantic-settings does the layering, this
-module adds the file's shape, messages that name the nearest key, and the way to `model.Deployment`.
+pydantic does the checking; this module adds the layering, messages that name the nearest key, and the way to
+`model.Deployment`.
 """
 
 from __future__ import annotations
@@ -12,157 +12,25 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ValidationError
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import Deployment, EngineKind
+from orchestrator.model import Deployment, EngineKind, IdleAction
+from orchestrator.settings import (
+    ENV_PREFIX,
+    IMAGES,
+    MODEL_ID,
+    Lifecycle,
+    ModelSettings,
+    RuntimeSettings,
+    Settings,
+)
 
-ENV_PREFIX = "ORCHESTRATOR_"
 CONFIG_FILE = "orchestrator.toml"
 DOTENV_FILE = ".env"
-MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
-MODEL_ID_CHARS_MAX = 200
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
-
-Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-"""What a process can be given."""
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-
-def _model_id(name: str) -> str:
-    """Refuse what could be a path, a flag or a trick; see `MODEL_ID`."""
-    if len(name) > MODEL_ID_CHARS_MAX or not MODEL_ID.fullmatch(name) or ".." in name:
-        raise ValueError("a model id is letters, digits, '.', '_', '-', in up to four parts joined by '/'")
-    return name
-
-
-class Table(BaseModel):
-    """One table of the file: unknown keys are errors, values don't change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ServerSettings(Table):
-    host: str = Field("127.0.0.1", description="address to listen on; beyond loopback only with a key file")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    data_dir: Path = Field(Path("data"), description="state, history and logs; one orchestrator at a time")
-    body_bytes_max: Count = Field(32 * 2**20, description="largest request body; beyond it 413")
-    header_bytes_max: Count = Field(32 * 2**10, description="largest request head; beyond it 431")
-    headers_max: Count = Field(100, description="most request headers; beyond it 431")
-    connections_max: Count = Field(4096, description="most client connections; beyond it 503")
-    header_timeout_s: Seconds = Field(10, description="a request head must be complete within this")
-    body_timeout_s: Seconds = Field(20, description="a request body may fall this far behind its rate")
-    body_bytes_per_s_min: Count = Field(1024, description="the rate a request body must keep up")
-    keep_alive_s: Seconds = Field(75, description="idle client connections are closed after this")
-
-
-class AuthSettings(Table):
-    keys_file: Path = Field(
-        Path("auth.keys.json"), description="hashed keys; absent: everything allowed, on loopback only"
-    )
-
-
-class RuntimeSettings(Table):
-    kind: Literal["process"] = Field("process", description="where engines run")
-    log_bytes_max: Count = Field(16 * 2**20, description="an engine's log is cut to its end beyond this")
-    on_exit: Literal["stop", "keep"] = Field(
-        "stop", description="engines when the service ends in good order; keep: the next one adopts them"
-    )
-    pulls_max: Count = Field(2, description="models pulled at the same time")
-
-
-class StorageSettings(Table):
-    url: str = Field("file://data/objects", description="where files live; nothing is kept there yet")
-
-
-class Lifecycle(Table):
-    """The keys of ``[defaults]``; each may stand under a model too."""
-
-    idle_timeout_s: Seconds = Field(300, description="an engine unused for this long is stopped")
-    start_timeout_s: Seconds = Field(900, description="a start that takes longer has failed")
-    drain_timeout_s: Seconds = Field(30, description="requests in flight get this long when an engine leaves")
-    min_replicas: int = Field(0, ge=0, le=1, description="1 keeps the model warm")
-    max_replicas: int = Field(1, ge=1, le=1, description="most engines of the model")
-
-
-class ActivatorSettings(Table):
-    hold_max_s: Seconds = Field(300, description="the longest a request is held while its model starts")
-    retry_after_max_s: int = Field(60, ge=1, le=120, description="the most that Retry-After says")
-    held_max: Count = Field(1000, description="most requests held at once; beyond it 503")
-
-
-class ProxySettings(Table):
-    connect_timeout_s: Seconds = Field(5, description="an engine must accept a connection within this")
-    first_byte_timeout_s: Seconds = Field(600, description="an engine must begin its answer within this")
-    stream_idle_timeout_s: Seconds = Field(300, description="the longest silence within an answer")
-    request_timeout_s: Seconds = Field(3600, description="the longest an answer may take in all")
-
-
-class ModelSettings(Table):
-    """One ``[models."id"]`` table."""
-
-    engine: EngineKind = Field(EngineKind.VLLM, description="vllm, sglang, or command: any program")
-    source: str | None = Field(None, description="hub id[@revision] or local folder; default: the model's id")
-    args: tuple[Text, ...] = Field((), description="more arguments for the engine")
-    env: dict[EnvName, Text] = Field({}, description="more environment for the engine")
-    command: tuple[Text, ...] = Field(
-        (), description="the argv of a command engine; {host} {port} {weights} {model} are filled in"
-    )
-    health_path: str = Field("/health", pattern=r"^/[\x21-\x7e]*$", description="answers 200 when ready")
-    gpus: int | Literal["auto"] = Field("auto", description="auto, 0 or N")
-    priority: int = Field(0, description="higher may evict lower when GPUs are short")
-    idle_timeout_s: Seconds | None = None
-    start_timeout_s: Seconds | None = None
-    drain_timeout_s: Seconds | None = None
-    min_replicas: int | None = Field(None, ge=0, le=1)
-    max_replicas: int | None = Field(None, ge=1, le=1)
-
-    @field_validator("gpus")
-    @classmethod
-    def _gpus_are_counted(cls, gpus: int | str) -> int | str:
-        if isinstance(gpus, int) and gpus < 0:
-            raise ValueError("auto, 0 or more")
-        return gpus
-
-
-class Settings(BaseSettings):
-    """All of it. Made by `load`."""
-
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
-
-    server: ServerSettings = ServerSettings()
-    auth: AuthSettings = AuthSettings()
-    runtime: RuntimeSettings = RuntimeSettings()
-    storage: StorageSettings = StorageSettings()
-    defaults: Lifecycle = Lifecycle()
-    activator: ActivatorSettings = ActivatorSettings()
-    proxy: ProxySettings = ProxySettings()
-    models: dict[Annotated[str, AfterValidator(_model_id)], ModelSettings] = {}
-
-    @field_validator("models")
-    @classmethod
-    def _commands_are_given(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
-        for name, model in models.items():
-            if (model.engine is EngineKind.COMMAND) != bool(model.command):
-                raise ValueError(f'models."{name}".command goes with engine = "command", and only with it')
-        return models
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """`load` hands in all layers already in order."""
-        return (init_settings,)
 
 
 def load(
@@ -195,16 +63,24 @@ def load(
 
 
 def deployments(settings: Settings, *, folder: Path | None = None) -> dict[str, Deployment]:
-    """The configured models as values, defaults filled in. `folder` is what relative sources start from."""
-    return {name: _deployment(name, m, settings.defaults, folder or Path.cwd()) for name, m in settings.models.items()}
+    """The configured models as values, defaults filled in. `folder` is what relative sources start from.
+
+    Raises `ConfigError`.
+    """
+    return {name: _deployment(name, m, settings, folder or Path.cwd()) for name, m in settings.models.items()}
 
 
-def _deployment(name: str, model: ModelSettings, defaults: Lifecycle, folder: Path) -> Deployment:
+def _deployment(name: str, model: ModelSettings, settings: Settings, folder: Path) -> Deployment:
     source, revision = _source(name, model, folder)
     lifecycle = {
-        key: getattr(defaults, key) if getattr(model, key) is None else getattr(model, key)
+        key: getattr(settings.defaults, key) if getattr(model, key) is None else getattr(model, key)
         for key in Lifecycle.model_fields
     }
+    lifecycle["image"] = _image(name, model.engine, lifecycle["image"], settings.runtime)
+    if lifecycle["idle_action"] is IdleAction.SLEEP and model.engine is not EngineKind.VLLM:
+        if model.idle_action is IdleAction.SLEEP:
+            raise ConfigError(f'models."{name}".idle_action: only vLLM can sleep')
+        lifecycle["idle_action"] = IdleAction.STOP
     return Deployment(
         name=name,
         engine=model.engine,
@@ -216,8 +92,20 @@ def _deployment(name: str, model: ModelSettings, defaults: Lifecycle, folder: Pa
         health_path=model.health_path,
         gpus=None if model.gpus == "auto" else model.gpus,
         priority=model.priority,
+        load_format=model.load_format,
+        preload=model.preload,
+        keep_warm=model.keep_warm,
+        pinned=model.pinned,
         **lifecycle,
     )
+
+
+def _image(name: str, engine: EngineKind, image: str, runtime: RuntimeSettings) -> str:
+    if runtime.kind != "docker":
+        return ""
+    if not (image or engine in IMAGES):
+        raise ConfigError(f'models."{name}".image: a command engine in a container needs one')
+    return image or IMAGES[engine]
 
 
 def _source(name: str, model: ModelSettings, folder: Path) -> tuple[str, str | None]:

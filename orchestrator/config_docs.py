@@ -7,13 +7,14 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from orchestrator.config import ENV_PREFIX, Lifecycle, ModelSettings, Settings, Table
+from orchestrator.settings import ENV_PREFIX, HostSettings, Lifecycle, ModelSettings, Settings, Table
 
 
 def settings_markdown() -> str:
     """A table of every key with its default and help."""
     rows = ["| key | default | what it does |", "|---|---|---|"]
     rows += [f"| `{section}.{key}` | `{_shown(field)}` | {field.description} |" for section, key, field in _keys()]
+    rows += [f"| `runtime.hosts[].{key}` | `{_shown(f)}` | {f.description} |" for key, f in _fields(HostSettings)]
     rows += [
         f'| `models."id".{key}` | {"as in defaults" if key in Lifecycle.model_fields else f"`{_shown(field)}`"} '
         f"| {field.description or Lifecycle.model_fields[key].description} |"
@@ -29,6 +30,8 @@ def env_example() -> str:
         "# this file wins over orchestrator.toml. Models are configured in orchestrator.toml only.",
     ]
     for section, key, field in _keys():
+        if (section, key) == ("runtime", "hosts"):  # tables: for the file only
+            continue
         lines += ["", f"# {field.description}", f"# {ENV_PREFIX}{section.upper()}__{key.upper()}={_shown(field)}"]
     lines += ["", "# Where `orchestrator demo` keeps what it prepares.", "# ORCHESTRATOR_CACHE=~/.cache/orchestrator"]
     lines += ["", "# The service that the command line talks to, and the key it uses."]
@@ -46,8 +49,14 @@ def _keys() -> list[tuple[str, str, FieldInfo]]:
     return found
 
 
+def _fields(table: type[Table]) -> list[tuple[str, FieldInfo]]:
+    return list(table.model_fields.items())
+
+
 def _shown(field: FieldInfo) -> str:
-    value: Any = field.default
+    value: Any = "" if field.is_required() else field.default
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, Path):
         return str(value)
     if value is None or value == () or value == {}:

@@ -72,12 +72,15 @@ def wanted(deployment: Deployment, fleet: Fleet, now: float) -> bool:
 def _leaving(deployments: Mapping[str, Deployment], fleet: Fleet, replica: Replica, now: float) -> Iterator[Action]:
     """What a replica that should go is due.
 
-    1. failed: stopped, so that its traces and leases are cleared.
-    2. draining: stopped once nothing is in flight, or its time is up.
-    3. ready and no longer due: drained.
-    4. starting and no longer due: stopped.
+    1. on a silent host: nothing.
+    2. failed: stopped, so that its traces and leases are cleared.
+    3. draining: stopped once nothing is in flight, or its time is up.
+    4. ready and no longer due: drained.
+    5. starting and no longer due: stopped.
     """
     model, deployment = replica.model, deployments.get(replica.model)
+    if replica.unknown:
+        return
     if replica.phase is Phase.FAILED:
         yield Stop(model=model, replica=replica.id, reason=replica.error)
     elif replica.phase is Phase.DRAINING:

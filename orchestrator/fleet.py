@@ -6,7 +6,7 @@
 
 A replica's phase, by what is seen of it (rows in order; first match wins):
 
-    runtime silent            any          as it was
+    runtime or host silent    any          as it was
     not listed, launching     any          as it was, for as long as that takes
     not listed, never seen    any          as it was for LAUNCH_GRACE_S since it landed, then forgotten
     not listed                any          forgotten; a failure unless it was leaving or failed already
@@ -84,6 +84,7 @@ def launched(fleet: Fleet, launch: Launch, deployment: Deployment, now: float) -
         phase=Phase.STARTING,
         created_at=now,
         phase_at=now,
+        host=launch.host,
         gpus=launch.gpus,
     )
     return replace(fleet, serial=fleet.serial + 1, replicas={**fleet.replicas, replica.id: replica})
@@ -185,7 +186,16 @@ def _next(
         if not old.seen:
             return old
         return None if old.phase in LEAVES else _fail(old, "the engine vanished", now)
-    new = replace(old, seen=True, endpoint=instance.endpoint or old.endpoint, gpus=instance.gpus or old.gpus)
+    if instance.state is InstanceState.UNKNOWN:
+        return replace(old, seen=True, unknown=True)
+    new = replace(
+        old,
+        seen=True,
+        unknown=False,
+        endpoint=instance.endpoint or old.endpoint,
+        host=instance.host,
+        gpus=instance.gpus or old.gpus,
+    )
     if new.phase in LEAVES:
         return new
     if instance.state is InstanceState.EXITED:
@@ -235,10 +245,14 @@ def _adopted(instance: Instance, seen: Sighting, now: float) -> Replica:
         phase_at=now,
         seen=True,
         endpoint=instance.endpoint,
+        host=instance.host,
         gpus=instance.gpus,
         landed_at=now,
         adopted=True,
+        unknown=instance.state is InstanceState.UNKNOWN,
     )
+    if replica.unknown:
+        return replica
     if instance.state is InstanceState.RUNNING:
         return _starting(replica, None, seen, now)
     return replace(replica, phase=Phase.DRAINING, leaving="found ended")

@@ -18,10 +18,10 @@ import httptools
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from orchestrator.config import ServerSettings
 from orchestrator.errors import ApiError
 from orchestrator.head import early_answer, judge, size, without_upgrade
 from orchestrator.proxy import CONNECTION, CYCLE
+from orchestrator.settings import ServerSettings
 
 EXPRESS_BYTES_MAX = 32 * 2**10
 """Larger bodies go by the app, which reads them with back-pressure."""

@@ -46,6 +46,13 @@ class EngineKind(StrEnum):
     COMMAND = "command"
 
 
+class IdleAction(StrEnum):
+    """What becomes of an engine that nobody uses."""
+
+    STOP = "stop"
+    SLEEP = "sleep"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deployment:
     """A model and its settings: what the operator wants."""
@@ -61,7 +68,25 @@ class Deployment:
     health_path: str = "/health"
     gpus: int | None = 0
     """How many GPUs a replica leases; None: as many as it needs."""
+    image: str = ""
+    """What it runs in, where engines are containers."""
+    load_format: str = "auto"
     priority: int = 0
+    share_gpus: bool = True
+    """Whether it takes only what it needs of a GPU, so that others fit beside it."""
+    kv_requests: int = 4
+    """For how many requests of full length the KV cache has room, where the GPU is shared."""
+    residency_min_s: float = 60.0
+    """Once ready it is not evicted for this long, but by a higher priority."""
+    idle_action: IdleAction = IdleAction.STOP
+    sleep_level: int = 1
+    """vLLM's: 1 keeps the weights in the machine's memory, 2 drops them."""
+    sleep_timeout_s: float = 1800.0
+    preload: bool = False
+    keep_warm: tuple[str, ...] = ()
+    """Cron expressions; warm in every minute that one of them matches."""
+    pinned: bool = False
+    """Its weights are never removed from the disk."""
     idle_timeout_s: float = 300.0
     start_timeout_s: float = 900.0
     drain_timeout_s: float = 30.0
@@ -72,7 +97,9 @@ class Deployment:
     def spec(self) -> str:
         """Hash of what a replica is started with. A replica with another hash is replaced, not adopted."""
         launch = (self.name, self.engine, self.source, self.revision, self.args, self.env, self.command)
-        text = json.dumps([*launch, self.health_path, self.gpus])
+        rest = (self.health_path, self.gpus, self.image, self.load_format, self.share_gpus, self.kv_requests)
+        sleep = (self.idle_action, self.sleep_level)
+        text = json.dumps([*launch, *rest, *sleep])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -120,6 +147,8 @@ class InstanceState(StrEnum):
     """What a runtime says about an engine; readiness is not among them, it is probed by us."""
 
     QUEUED = "queued"
+    UNKNOWN = "unknown"
+    """Its host does not answer: it runs on, as far as anybody knows."""
     RUNNING = "running"
     STOPPING = "stopping"
     EXITED = "exited"
@@ -136,7 +165,11 @@ class Instance:
     state: InstanceState
     endpoint: str | None = None
     """``http://host:port`` of the engine; None while the runtime does not know it."""
+    host: str = ""
+    """As `Gpu.host`."""
     gpus: tuple[str, ...] = ()
+    gpu_bytes: int = 0
+    """Its share of each of these; 0: all of it."""
     exit_code: int | None = None
     reason: str = ""
 
@@ -161,7 +194,14 @@ class LaunchSpec:
     argv: tuple[str, ...]
     """May hold ``{host}`` and ``{port}``, which the runtime fills in."""
     env: tuple[tuple[str, str], ...] = ()
+    image: str = ""
+    """What it runs in, where it runs in a container."""
+    weights: str | None = None
+    """The folder of the weights, for it to read."""
+    host: str = ""
     gpus: tuple[str, ...] = ()
+    gpu_bytes: int = 0
+    """As `Instance.gpu_bytes`; part of what is listed later, the engine is told by its arguments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +228,8 @@ class Weights:
     """The weights of one deployment, as the weights store sees them now."""
 
     state: WeightsState
+    what: str = "weights"
+    """What of it is meant, where an image to run in is needed too."""
     path: str | None = None
     """The local folder; set when PRESENT."""
     done_bytes: int = 0
@@ -243,6 +285,9 @@ class Replica:
     ready_at: float | None = None
     idle_at: float | None = None
     """Since when nobody has used it; None while requests are in flight."""
+    host: str = ""
+    unknown: bool = False
+    """Its host does not answer: it is left as it is."""
     progress: Progress = field(default_factory=Progress)
     sick_probes: int = 0
     leaving: str = ""
@@ -331,6 +376,7 @@ class Launch:
 
     model: str
     replica: str
+    host: str = ""
     gpus: tuple[str, ...] = ()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Protocol
 
 from orchestrator.model import Deployment, Gpu, Grant, Instance, LaunchSpec, Progress, StartRecord, Weights
@@ -53,6 +53,16 @@ class Runtime(Protocol):
     async def gpus(self) -> tuple[Gpu, ...]:
         """The GPUs that replicas may lease; empty on a machine without."""
 
+    def watch(self, changed: Callable[[], None]) -> None:
+        """From now on call `changed`, on the running event loop, when something may have changed.
+
+        Only a hint to list again: a change may be told twice, or, when the runtime has no news to give, never.
+        Returns at once.
+        """
+
+    def close(self) -> None:
+        """Let go of threads and connections. Engines run on. Not to be used afterwards."""
+
 
 class WeightsStore(Protocol):
     """Keeps model weights on disk. One pull per source, however many ask."""
@@ -66,6 +76,16 @@ class WeightsStore(Protocol):
         A failure is recorded for `look` (state FAILED with its sentence) and raised as
         `errors.WeightsError`. A second call while one runs waits for that one.
         """
+
+
+class Images(Protocol):
+    """Keeps the images that engines run in, where engines are containers."""
+
+    async def find(self, images: Iterable[str]) -> None:
+        """Learn which of these are there. What can't be told is asked when it is needed."""
+
+    async def aclose(self) -> None:
+        """Give up what runs."""
 
 
 class Engine(Protocol):

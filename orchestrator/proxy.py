@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orchestrator import wire
 from orchestrator.activator import Activator, Lane, Route
 from orchestrator.auth import KeyRing
-from orchestrator.config import ActivatorSettings
 from orchestrator.errors import ApiError
 from orchestrator.hold import Turn
 from orchestrator.metrics import Metrics, ModelMetrics
@@ -27,6 +26,7 @@ from orchestrator.model import Scope as KeyScope
 from orchestrator.patience import patience
 from orchestrator.reader import ClientGone, Peek, peek, peek_multipart, read_body, with_stream_default
 from orchestrator.refusal import describe, refusal
+from orchestrator.settings import ActivatorSettings
 from orchestrator.upstream import (
     Connection,
     Headers,

@@ -265,6 +265,9 @@ class Reconciler:
                 spec=deployment.spec,
                 argv=engine.argv(deployment, path, Grant(gpus=len(action.gpus))),
                 env=tuple({**engine.env(deployment), **dict(deployment.env)}.items()),
+                image=deployment.image,
+                weights=path,
+                host=action.host,
                 gpus=action.gpus,
             )
             await self._runtime.launch(spec)

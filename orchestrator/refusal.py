@@ -41,7 +41,7 @@ def describe(route: Route) -> str:
     phase, done = route.track.phase, progress(route)
     percent = "" if done is None else f", {round(done * 100)} %"
     if phase is Phase.PULLING:
-        return f"starting: pulling weights{percent}"
+        return f"starting: pulling {route.weights.what if route.weights else 'weights'}{percent}"
     if phase is Phase.QUEUED:
         return "starting: waiting for its turn"
     if phase in (Phase.STARTING, Phase.LOADING):

@@ -16,9 +16,9 @@ from typing import Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
-from orchestrator.config import Settings
 from orchestrator.errors import OrchestratorError
 from orchestrator.guard import Express, GuardedProtocol
+from orchestrator.settings import Settings
 
 BACKLOG = 2048
 GC_THRESHOLD = 20_000

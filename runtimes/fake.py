@@ -6,7 +6,7 @@ It passes the contract tests that the real ones pass, so that what holds over it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -110,6 +110,12 @@ class FakeRuntime:
             return self._log(replica)[-tail_bytes:].decode("utf-8", "replace")
         except NotFound:
             return ""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `ports.Runtime.watch`. No news."""
+
+    def close(self) -> None:
+        """See `ports.Runtime.close`."""
 
     async def gpus(self) -> tuple[Gpu, ...]:
         """Those it was made with."""

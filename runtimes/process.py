@@ -27,7 +27,9 @@ from orchestrator.crash import crash_point
 from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
 from orchestrator.model import Gpu, Instance, InstanceState, LaunchSpec
 from runtimes import process_table as table
-from runtimes.records import Record, Records, is_name
+from runtimes.gpu_watch import GpuSource, NoGpus
+from runtimes.kept_logs import is_name
+from runtimes.records import Record, Records
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 32_768)
@@ -50,11 +52,20 @@ class ProcessRuntime:
     """`ports.Runtime` over processes. Blocking work happens in a few threads of its own: the loop's are shared with
     downloads, which hold them for hours."""
 
-    def __init__(self, *, folder: Path, instance: str, log_bytes_max: int, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        instance: str,
+        log_bytes_max: int,
+        environ: Mapping[str, str],
+        gpus: GpuSource | None = None,
+    ) -> None:
         self._records = Records(folder)
         self._instance = instance
         self._log_bytes_max = log_bytes_max
         self._environ = inherited(environ)
+        self._gpus = gpus or NoGpus()
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="engines")
         self._births = threading.Lock()
         """Held from a look for a record to the engine's birth, so that one id is born once, and is not stopped
@@ -88,7 +99,7 @@ class ProcessRuntime:
 
     async def logs(self, replica: str, *, tail_bytes: int, follow: bool = False) -> AsyncIterator[bytes]:
         """See `ports.Runtime.logs`. Following ends when the engine has."""
-        path = self._log_path(replica)
+        path = self._records.logs.found(replica)
         at = max(0, path.stat().st_size - tail_bytes)
         lives = True
         while lives:
@@ -104,15 +115,22 @@ class ProcessRuntime:
     async def log_tail(self, replica: str, *, tail_bytes: int) -> str:
         """See `ports.Runtime.log_tail`."""
         try:
-            path = self._log_path(replica)
+            path = self._records.logs.found(replica)
             at = max(0, path.stat().st_size - tail_bytes)
             return (await self._threaded(_read, path, at, tail_bytes)).decode("utf-8", "replace")
         except (NotFound, OSError):
             return ""
 
     async def gpus(self) -> tuple[Gpu, ...]:
-        """None yet: engines as processes run on the CPU, or take what GPUs they see."""
-        return ()
+        """See `ports.Runtime.gpus`."""
+        return await self._gpus.gpus()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """No news: the loop's own tick is what notices an end."""
+
+    def close(self) -> None:
+        """See `ports.Runtime.close`."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _threaded(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._threads.submit(work, *args, **kwargs))
@@ -174,6 +192,7 @@ class ProcessRuntime:
             spec=spec.spec,
             port=port,
             gpus=spec.gpus,
+            gpu_bytes=spec.gpu_bytes,
         )
         crash_point("launch.before_intent")
         self._records.write(record)
@@ -257,6 +276,7 @@ class ProcessRuntime:
             state=state,
             endpoint=f"http://{HOST}:{record.port}" if record.port else None,
             gpus=record.gpus,
+            gpu_bytes=record.gpu_bytes,
             exit_code=exit_code,
         )
 
@@ -271,12 +291,6 @@ class ProcessRuntime:
         if child is not None:
             child.poll()  # reaps it
         return bool(table.living(record, log))
-
-    def _log_path(self, replica: str) -> Path:
-        path = self._records.log_path(replica) if is_name(replica) else None
-        if path is None or not path.exists():
-            raise NotFound(f"no log of {replica[:80]!r}")
-        return path
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:

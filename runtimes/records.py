@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-LOGS_KEPT_MAX = 20
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,120}")
+from runtimes.kept_logs import KeptLogs, is_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +21,7 @@ class Record:
     spec: str
     port: int
     gpus: tuple[str, ...] = ()
+    gpu_bytes: int = 0
     pid: int | None = None
     """None: about to be started, or started by a process that died before it could say so."""
     born_at: float | None = None
@@ -35,7 +34,7 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "logs").mkdir(exist_ok=True)
+        self.logs = KeptLogs(folder / "logs")
 
     def write(self, record: Record) -> None:
         """Keep it; on disk when this returns."""
@@ -67,35 +66,15 @@ class Records:
                 continue
 
     def remove(self, replica: str) -> None:
-        """Forget it; its log stays, among the newest `LOGS_KEPT_MAX`."""
+        """Forget it; its log stays, among the newest few."""
         self._path(replica).unlink(missing_ok=True)
-        logs = sorted((self._folder / "logs").glob("*.log"), key=_changed_at)
-        live = {record.replica for record in self.all()}
-        for path in [path for path in logs if path.stem not in live][:-LOGS_KEPT_MAX]:
-            path.unlink(missing_ok=True)
+        self.logs.prune({record.replica for record in self.all()})
 
     def log_path(self, replica: str) -> Path:
         """Where its output goes."""
-        return self._folder / "logs" / f"{_checked(replica)}.log"
+        return self.logs.path(replica)
 
     def _path(self, replica: str) -> Path:
-        return self._folder / f"{_checked(replica)}.json"
-
-
-def is_name(replica: str) -> bool:
-    """Whether it could be one of our replica ids; what is not never becomes a path."""
-    return _NAME.fullmatch(replica) is not None
-
-
-def _changed_at(path: Path) -> float:
-    """Zero for a file that another thread removed meanwhile."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _checked(replica: str) -> str:
-    if not is_name(replica):
-        raise ValueError(f"not a replica id: {replica[:80]!r}")
-    return replica
+        if not is_name(replica):
+            raise ValueError(f"not a replica id: {replica[:80]!r}")
+        return self._folder / f"{replica}.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-WIRING = {"orchestrator/app.py"}
+WIRING = {"orchestrator/app.py", "orchestrator/parts.py"}
 PURE = ("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views")
 NOT_PURE = {
     "asyncio",

@@ -17,10 +17,11 @@ import typer
 
 from orchestrator.auth import read_keys
 from orchestrator.cli.service import check_exposure
-from orchestrator.config import Settings, cache_dir, deployments, load
+from orchestrator.config import cache_dir, deployments, load
 from orchestrator.errors import ConfigError, PreflightFailed
 from orchestrator.instance_lock import holder_pid
 from orchestrator.model import Deployment, WeightsState
+from orchestrator.settings import Settings
 from runtimes.engines import engines
 from runtimes.engines.vllm import NOT_INSTALLED, find_vllm
 from storage.hub import cache_folder, token

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.auth import is_there
-from orchestrator.config import Settings, Watched
+from orchestrator.config import Watched
 from orchestrator.errors import ConfigError
+from orchestrator.settings import Settings
 
 
 def run_service(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> None:

@@ -11,7 +11,10 @@ from runtimes.engines.reading import failure_sentence
 
 
 class CommandEngine:
-    """`ports.Engine` for ``engine = "command"``."""
+    """`ports.Engine` for ``engine = "command"``; `in_image`: its program is in a container's image, out of sight."""
+
+    def __init__(self, *, in_image: bool = False) -> None:
+        self._in_image = in_image
 
     def argv(self, deployment: Deployment, weights_path: str | None, grant: Grant) -> tuple[str, ...]:
         """The operator's argv with ``{weights}`` and ``{model}`` filled in; other braces stay."""
@@ -31,7 +34,7 @@ class CommandEngine:
     def preflight(self, deployment: Deployment, weights_path: str | None) -> None:
         """The program exists, and has the weights that it asks for."""
         program = deployment.command[0]
-        if shutil.which(program, path=dict(deployment.env).get("PATH")) is None:
+        if not self._in_image and shutil.which(program, path=dict(deployment.env).get("PATH")) is None:
             raise PreflightFailed(f"{program}: no such program")
         if not weights_path and any("{weights}" in part for part in (*deployment.command, *deployment.args)):
             raise PreflightFailed("the command asks for {weights}, but the model has no source")

@@ -15,12 +15,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.config import Settings
 from orchestrator.errors import ApiError
 from orchestrator.guard import Express, Ride
 from orchestrator.proxy import CONNECTION
 from orchestrator.reader import ClientGone, read_body
 from orchestrator.server import Server, listen, server
+from orchestrator.settings import Settings
 from tests.stub import until
 
 BODY_BYTES_MAX = 1_000_000

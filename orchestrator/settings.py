@@ -1,0 +1,233 @@
+"""The settings table: every key once, with type, default and help. `config` reads it, everybody else is handed it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from orchestrator.model import EngineKind, IdleAction
+
+if TYPE_CHECKING:
+    from apscheduler.triggers.cron import CronTrigger
+
+ENV_PREFIX = "ORCHESTRATOR_"
+MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}")
+MODEL_ID_CHARS_MAX = 200
+
+IMAGES = {EngineKind.VLLM: "vllm/vllm-openai:latest", EngineKind.SGLANG: "lmsysorg/sglang:latest"}
+"""What the engines' makers publish."""
+
+Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""What a process can be given."""
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+def _model_id(name: str) -> str:
+    """Refuse what could be a path, a flag or a trick; see `MODEL_ID`."""
+    if len(name) > MODEL_ID_CHARS_MAX or not MODEL_ID.fullmatch(name) or ".." in name:
+        raise ValueError("a model id is letters, digits, '.', '_', '-', in up to four parts joined by '/'")
+    return name
+
+
+def cron(expression: str) -> CronTrigger:
+    """The trigger of a five-field cron expression, in UTC. Raises ValueError."""
+    from apscheduler.triggers.cron import CronTrigger  # slow to import, and few need it
+
+    return CronTrigger.from_crontab(expression, timezone="UTC")
+
+
+class Table(BaseModel):
+    """One table of the file: unknown keys are errors, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Table):
+    host: str = Field("127.0.0.1", description="address to listen on; beyond loopback only with a key file")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    data_dir: Path = Field(Path("data"), description="state, history and logs; one orchestrator at a time")
+    body_bytes_max: Count = Field(32 * 2**20, description="largest request body; beyond it 413")
+    header_bytes_max: Count = Field(32 * 2**10, description="largest request head; beyond it 431")
+    headers_max: Count = Field(100, description="most request headers; beyond it 431")
+    connections_max: Count = Field(4096, description="most client connections; beyond it 503")
+    header_timeout_s: Seconds = Field(10, description="a request head must be complete within this")
+    body_timeout_s: Seconds = Field(20, description="a request body may fall this far behind its rate")
+    body_bytes_per_s_min: Count = Field(1024, description="the rate a request body must keep up")
+    keep_alive_s: Seconds = Field(75, description="idle client connections are closed after this")
+
+
+class AuthSettings(Table):
+    keys_file: Path = Field(
+        Path("auth.keys.json"), description="hashed keys; absent: everything allowed, on loopback only"
+    )
+
+
+class HostSettings(Table):
+    """One ``[[runtime.hosts]]`` table."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", description="what it is called in listings")
+    url: str = Field(
+        pattern=r"^(unix|tcp|ssh)://\S+$", description="unix://…, ssh://user@host, or tcp://host:port with TLS"
+    )
+    address: str = Field("127.0.0.1", description="the host's private address, on which its engines are reached")
+    tls_ca: str = Field("", description="TCP: the authority's certificate; the files of Docker's own TLS set-up")
+    tls_cert: str = Field("", description="TCP: our certificate")
+    tls_key: str = Field("", description="TCP: our key")
+
+
+class RuntimeSettings(Table):
+    kind: Literal["process", "docker"] = Field("process", description="where engines run: process, docker")
+    log_bytes_max: Count = Field(16 * 2**20, description="an engine's log is cut to its end beyond this")
+    on_exit: Literal["stop", "keep"] = Field(
+        "stop", description="engines when the service ends in good order; keep: the next one adopts them"
+    )
+    pulls_max: Count = Field(2, description="models pulled at the same time")
+    caches_dir: Path | None = Field(
+        None, description="docker: compiled kernels, kept between starts; default: engine-caches in the data folder"
+    )
+    network: str = Field("", description="docker: the private network of engines; empty: ports published on loopback")
+    user: str = Field(
+        "",
+        pattern=r"^(\d+(:\d+)?)?$",
+        description="docker: uid[:gid] of engines; empty: ours, or nobody's (65534) where we are root",
+    )
+    read_only: bool = Field(True, description="docker: engines can write to their caches and /tmp only")
+    shm_bytes: Count = Field(8 * 2**30, description="docker: most shared memory of an engine; its workers talk there")
+    memory_bytes_max: int = Field(0, ge=0, description="docker: most memory of an engine; 0: no limit")
+    hosts: tuple[HostSettings, ...] = Field((), description="docker: the hosts; none: the one of DOCKER_HOST")
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts_differ(cls, hosts: tuple[HostSettings, ...]) -> tuple[HostSettings, ...]:
+        if len({host.name for host in hosts}) < len(hosts):
+            raise ValueError("two hosts have the same name")
+        for host in hosts:
+            if host.url.startswith("tcp://") and not (host.tls_ca and host.tls_cert and host.tls_key):
+                raise ValueError(
+                    f"{host.name}: tcp:// needs tls_ca, tls_cert and tls_key: who reaches it owns the host"
+                )
+        return hosts
+
+
+class StorageSettings(Table):
+    url: str = Field("file://data/objects", description="where files live; nothing is kept there yet")
+
+
+class Lifecycle(Table):
+    """The keys of ``[defaults]``; each may stand under a model too."""
+
+    idle_timeout_s: Seconds = Field(300, description="an engine unused for this long is stopped")
+    start_timeout_s: Seconds = Field(900, description="a start that takes longer has failed")
+    drain_timeout_s: Seconds = Field(30, description="requests in flight get this long when an engine leaves")
+    min_replicas: int = Field(0, ge=0, le=1, description="1 keeps the model warm")
+    max_replicas: int = Field(1, ge=1, le=1, description="most engines of the model")
+    image: str = Field("", description="docker: the image; default: vllm/vllm-openai, or lmsysorg/sglang")
+    share_gpus: bool = Field(True, description="take only what is needed of a GPU, so that others fit beside it")
+    kv_requests: Count = Field(4, description="on a shared GPU: requests of full length that the KV cache has room for")
+    residency_min_s: Seconds = Field(60, description="once ready, not evicted for this long but by a higher priority")
+    idle_action: IdleAction = Field(IdleAction.STOP, description="stop, or sleep: keep what makes a quick start (vLLM)")
+    sleep_level: int = Field(1, ge=1, le=2, description="1: weights wait in the machine's memory; 2: they are dropped")
+    sleep_timeout_s: Seconds = Field(1800, description="an engine that slept this long is stopped")
+
+
+class ActivatorSettings(Table):
+    hold_max_s: Seconds = Field(300, description="the longest a request is held while its model starts")
+    retry_after_max_s: int = Field(60, ge=1, le=120, description="the most that Retry-After says")
+    held_max: Count = Field(1000, description="most requests held at once; beyond it 503")
+
+
+class ProxySettings(Table):
+    connect_timeout_s: Seconds = Field(5, description="an engine must accept a connection within this")
+    first_byte_timeout_s: Seconds = Field(600, description="an engine must begin its answer within this")
+    stream_idle_timeout_s: Seconds = Field(300, description="the longest silence within an answer")
+    request_timeout_s: Seconds = Field(3600, description="the longest an answer may take in all")
+
+
+class ModelSettings(Table):
+    """One ``[models."id"]`` table."""
+
+    engine: EngineKind = Field(EngineKind.VLLM, description="vllm, sglang, or command: any program")
+    source: str | None = Field(None, description="hub id[@revision] or local folder; default: the model's id")
+    args: tuple[Text, ...] = Field((), description="more arguments for the engine")
+    env: dict[EnvName, Text] = Field({}, description="more environment for the engine")
+    command: tuple[Text, ...] = Field(
+        (), description="the argv of a command engine; {host} {port} {weights} {model} are filled in"
+    )
+    health_path: str = Field("/health", pattern=r"^/[\x21-\x7e]*$", description="answers 200 when ready")
+    gpus: int | Literal["auto"] = Field("auto", description="auto, 0 or N")
+    priority: int = Field(0, description="higher may evict lower when GPUs are short")
+    idle_timeout_s: Seconds | None = None
+    start_timeout_s: Seconds | None = None
+    drain_timeout_s: Seconds | None = None
+    min_replicas: int | None = Field(None, ge=0, le=1)
+    max_replicas: int | None = Field(None, ge=1, le=1)
+    image: str | None = None
+    share_gpus: bool | None = None
+    kv_requests: Count | None = None
+    residency_min_s: Seconds | None = None
+    idle_action: IdleAction | None = None
+    sleep_level: int | None = Field(None, ge=1, le=2)
+    sleep_timeout_s: Seconds | None = None
+    load_format: Literal["auto", "runai_streamer", "fastsafetensors"] = Field(
+        "auto", description="vLLM: how weights are read; the others must be in the image"
+    )
+    preload: bool = Field(False, description="fetch the weights, and the image, when the service starts")
+    keep_warm: tuple[str, ...] = Field(
+        (), description='cron expressions: warm in each minute that one matches, as "* 8-17 * * mon-fri" (UTC)'
+    )
+    pinned: bool = Field(False, description="never remove its weights to make room on the disk")
+
+    @field_validator("keep_warm")
+    @classmethod
+    def _windows_are_cron(cls, windows: tuple[str, ...]) -> tuple[str, ...]:
+        for window in windows:
+            cron(window)
+        return windows
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus_are_counted(cls, gpus: int | str) -> int | str:
+        if isinstance(gpus, int) and gpus < 0:
+            raise ValueError("auto, 0 or more")
+        return gpus
+
+
+class Settings(BaseSettings):
+    """All of it. Made by `load`."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    server: ServerSettings = ServerSettings()
+    auth: AuthSettings = AuthSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    storage: StorageSettings = StorageSettings()
+    defaults: Lifecycle = Lifecycle()
+    activator: ActivatorSettings = ActivatorSettings()
+    proxy: ProxySettings = ProxySettings()
+    models: dict[Annotated[str, AfterValidator(_model_id)], ModelSettings] = {}
+
+    @field_validator("models")
+    @classmethod
+    def _commands_are_given(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name, model in models.items():
+            if (model.engine is EngineKind.COMMAND) != bool(model.command):
+                raise ValueError(f'models."{name}".command goes with engine = "command", and only with it')
+        return models
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """`load` hands in all layers already in order."""
+        return (init_settings,)

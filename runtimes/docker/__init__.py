@@ -1,0 +1,1 @@
+"""Engines as containers of one or several Docker hosts."""

@@ -1,0 +1,104 @@
+"""The GPUs of a host elsewhere, as a small container there reports them: ``nvidia-smi`` in a loop, read from its log.
+
+NVIDIA's container toolkit puts ``nvidia-smi`` into every container that has GPUs, whatever its image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import docker
+from docker.errors import APIError
+from docker.errors import NotFound as NoSuchThing
+
+from orchestrator.errors import RuntimeUnavailable
+from orchestrator.model import Gpu
+from runtimes.docker import container
+from runtimes.docker.container import Options
+from runtimes.docker.host import DockerHost
+
+LOOP_S = 5
+TAIL_LINES = 64
+FRESH_S = 5.0
+FIELDS = "uuid,index,name,memory.total,memory.free,mig.mode.current"
+ROLE = "gpu-probe"
+_MIB = 2**20
+
+
+class ProbedGpus:
+    """Keeps one probe container on the host, and reads what it last said. `image` is any that is there already."""
+
+    def __init__(self, host: DockerHost, options: Options, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._host = host
+        self._options = options
+        self._now = monotonic
+        self._looked_at: float | None = None
+        self.image = ""
+        self.known: tuple[Gpu, ...] = ()
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """As of some seconds ago; none before an engine's image is on the host. Never raises."""
+        if not self.image or (self._looked_at is not None and self._now() - self._looked_at < FRESH_S):
+            return self.known
+        self._looked_at = self._now()
+        try:
+            self.known = read(await self._host.call(self._look)) or self.known
+        except (RuntimeUnavailable, APIError):
+            return self.known
+        return self.known
+
+    def _look(self, client: docker.APIClient) -> str:
+        """The end of the probe's log; starts it where it does not run. Blocks."""
+        name = f"orchestrator-{ROLE}-{self._options.instance}"
+        try:
+            if not client.inspect_container(name)["State"]["Running"]:
+                client.start(name)
+        except NoSuchThing:
+            client.create_container_from_config(creation(self.image, self._options), name)  # type: ignore[no-untyped-call]
+            client.start(name)
+        return bytes(client.logs(name, tail=TAIL_LINES)).decode("utf-8", "replace")
+
+
+def creation(image: str, options: Options) -> dict[str, Any]:
+    """The body of ``POST /containers/create`` for the probe. It sees all GPUs, and can do nothing with them."""
+    return {
+        "Image": image,
+        "Entrypoint": ["nvidia-smi"],
+        "Cmd": [f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits", f"--loop={LOOP_S}"],
+        "Env": ["NVIDIA_DRIVER_CAPABILITIES=utility"],
+        "User": options.user,
+        "Labels": {container.INSTANCE: options.instance, container.ROLE: ROLE},
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            **container.confinement(options),
+            "NetworkMode": "none",
+            "DeviceRequests": [{"Driver": "", "Count": -1, "Capabilities": [["gpu", "utility"]], "Options": {}}],
+        },
+    }
+
+
+def read(log: str) -> tuple[Gpu, ...]:
+    """The newest line of each GPU, by index. A line that makes no sense is passed over; a GPU in MIG mode counts as
+    unfit, since its slices can't be told from here."""
+    found: dict[str, Gpu] = {}
+    for line in log.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) == 6 and cells[0].startswith("GPU-") and cells[1].isdigit() and cells[3].isdigit():
+            found[cells[0]] = _gpu(dict(zip(FIELDS.split(","), cells, strict=True)))
+    return tuple(sorted(found.values(), key=lambda gpu: gpu.index))
+
+
+def _gpu(cells: Mapping[str, str]) -> Gpu:
+    mig = cells["mig.mode.current"] == "Enabled"
+    free = cells["memory.free"]
+    return Gpu(
+        uuid=cells["uuid"],
+        index=int(cells["index"]),
+        name=cells["name"],
+        memory_bytes=int(cells["memory.total"]) * _MIB,
+        free_bytes=int(free) * _MIB if free.isdigit() else 0,
+        healthy=not mig,
+        fault="its MIG slices can only be used on the orchestrator's own machine" if mig else "",
+    )

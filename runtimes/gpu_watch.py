@@ -1,0 +1,59 @@
+"""The GPUs of this machine, off the event loop and not asked more often than they change."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from orchestrator.model import Gpu
+from runtimes.gpus import GpuReader
+
+FRESH_S = 0.5
+LOOK_WAIT_S = 2.0
+"""A driver that hangs must not hold the loop; what was known stands meanwhile."""
+
+
+class GpuSource(Protocol):
+    """Tells the GPUs of one host."""
+
+    @property
+    def known(self) -> tuple[Gpu, ...]:
+        """As of the last look."""
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """As of now, or of a moment ago. Never raises."""
+
+
+class LocalGpus:
+    """Looks at most every `FRESH_S`; `known` is what the last look saw, in which a GPU that can't be read is none."""
+
+    def __init__(self, reader: GpuReader, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._reader = reader
+        self._now = monotonic
+        self._looked_at: float | None = None
+        self._look: asyncio.Future[tuple[Gpu, ...]] | None = None
+        self.known: tuple[Gpu, ...] = ()
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """As of a moment ago. Never raises; waits `LOOK_WAIT_S` at most."""
+        if self._looked_at is not None and self._now() - self._looked_at < FRESH_S:
+            return self.known
+        if self._look is None:
+            self._look = asyncio.ensure_future(asyncio.to_thread(lambda: self._reader.look().gpus))
+        done, _ = await asyncio.wait((self._look,), timeout=LOOK_WAIT_S)
+        if done:
+            self.known, self._look = self._look.result(), None
+        self._looked_at = self._now()
+        return self.known
+
+
+class NoGpus:
+    """A host whose GPUs nobody can tell."""
+
+    known: tuple[Gpu, ...] = ()
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """None."""
+        return ()
