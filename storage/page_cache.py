@@ -30,10 +30,11 @@ PIECE_BYTES = 2**20
 """One read: small, so that a buffer stays in the CPU's cache and a cancel is seen within it."""
 MARGIN_BYTES = 2 * 2**30
 """Of free memory that is left to the engine's own start."""
-WINDOW_BYTES = 2**30
-"""Of a file that is looked at in one call."""
+WINDOW_BYTES = 2**29
+"""Of a file that is looked at in one call, some 20 ms when all of it is resident."""
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """The first of these that a folder has is what its engine loads."""
+CANCELLED = "cancelled"
 
 _NOT_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler)\b")
 _MISSING = re.compile(rb"[^\x01]+")
@@ -47,6 +48,7 @@ class Primed:
     total_bytes: int = 0
     """Of the weights, each blob once."""
     resident_before_bytes: int = 0
+    """Of what it came to look at: all, unless it ended early."""
     read_bytes: int = 0
     seconds: float = 0.0
     reason: str = ""
@@ -73,22 +75,20 @@ def prime(
     began = time.monotonic()
     try:
         blobs = weight_files(folder)
-        before = sum(resident_bytes(blob.path) for blob in blobs)
     except OSError as error:
         return Primed(reason=_sentence(error), seconds=time.monotonic() - began)
     total = sum(blob.size for blob in blobs)
     fits = max(free_memory_bytes() - MARGIN_BYTES if free_bytes is None else free_bytes, 0)
-    work = _Work(_chunks(blobs, fits), on_bytes, cancelled)
-    if before < total:
-        with ThreadPoolExecutor(READERS, "prime") as pool:
-            for reader in [pool.submit(work.run) for _ in range(READERS)]:
-                reader.result()
+    work = _Work(blobs, fits, on_bytes, cancelled)
+    with ThreadPoolExecutor(READERS, "prime") as pool:
+        for reader in [pool.submit(work.run) for _ in range(READERS)]:
+            reader.result()
     reason = work.reason
-    if not reason and fits < total:
+    if not reason and work.resident_before_bytes + work.read_bytes < total:
         reason = f"only {fits / 1e9:.1f} of {total / 1e9:.1f} GB fit in free memory"
     return Primed(
         total_bytes=total,
-        resident_before_bytes=before,
+        resident_before_bytes=work.resident_before_bytes,
         read_bytes=work.read_bytes,
         seconds=time.monotonic() - began,
         reason=reason,
@@ -129,10 +129,7 @@ def resident_bytes(path: Path) -> int:
     """How much of a file is in the page cache now; 0 where the kernel does not tell. Reads nothing."""
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        if not _may_tell(path):
-            return 0
-        windows = ((offset, min(WINDOW_BYTES, size - offset)) for offset in range(0, size, WINDOW_BYTES))
-        return size - sum(length for window in windows for _, length in _missing(file.fileno(), *window))
+        return size - sum(length for _, gaps in _windows(path, file.fileno(), size) for _, length in gaps)
 
 
 class _Chunk(NamedTuple):
@@ -141,24 +138,17 @@ class _Chunk(NamedTuple):
     length: int
 
 
-def _chunks(blobs: tuple[Blob, ...], fits: int) -> Iterator[_Chunk]:
-    for blob in blobs:
-        for offset in range(0, min(blob.size, fits), CHUNK_BYTES):
-            yield _Chunk(blob.path, offset, min(CHUNK_BYTES, min(blob.size, fits) - offset))
-        fits -= min(blob.size, fits)
-
-
 class _Work:
     """What the readers share: where to go on, how far it came, and why to end."""
 
     def __init__(
-        self, chunks: Iterator[_Chunk], on_bytes: Callable[[int], None], cancelled: Callable[[], bool]
+        self, blobs: tuple[Blob, ...], fits: int, on_bytes: Callable[[int], None], cancelled: Callable[[], bool]
     ) -> None:
-        self._chunks = chunks
+        self._chunks = self._look(blobs, fits)
         self._on_bytes = on_bytes
         self._cancelled = cancelled
         self._lock = threading.Lock()
-        self.read_bytes = 0
+        self.resident_before_bytes = self.read_bytes = 0
         self.reason = ""
 
     def run(self) -> None:
@@ -175,30 +165,40 @@ class _Work:
             self._end(type(error).__name__)
             raise
 
+    def _look(self, blobs: tuple[Blob, ...], fits: int) -> Iterator[_Chunk]:
+        """What is missing among the first `fits` bytes. A window is looked at when its turn comes, not before."""
+        for blob in blobs:
+            with blob.path.open("rb", buffering=0) as file:
+                for seen, gaps in _windows(blob.path, file.fileno(), blob.size):
+                    self.resident_before_bytes += seen - sum(length for _, length in gaps)
+                    for offset, length in gaps:
+                        end = min(offset + length, fits)
+                        for at in range(offset, end, CHUNK_BYTES):
+                            yield _Chunk(blob.path, at, min(CHUNK_BYTES, end - at))
+                    if self._cancelled():
+                        self.reason = CANCELLED
+                        return
+            fits -= blob.size
+
     def _next(self) -> _Chunk | None:
         with self._lock:
             return None if self.reason else next(self._chunks, None)
 
     def _read(self, chunk: _Chunk, file: int, buffer: mmap.mmap) -> None:
-        whole = [(0, chunk.length)]
-        runs = _missing(file, chunk.offset, chunk.length) if _may_tell(chunk.path) else whole
-        for start, length in runs:
-            at, end = chunk.offset + start, chunk.offset + start + length
-            while at < end:
-                if self._ended():
-                    return
-                with memoryview(buffer) as view, view[: min(PIECE_BYTES, end - at)] as piece:
-                    count = os.preadv(file, [piece], at)
-                if not count:
-                    self._end(f"{chunk.path.name} is shorter than it was")
-                    return
-                at += count
-                self._add(count)
+        at, end = chunk.offset, chunk.offset + chunk.length
+        while at < end and not self._ended():
+            with memoryview(buffer) as view, view[: min(PIECE_BYTES, end - at)] as piece:
+                count = os.preadv(file, [piece], at)
+            if not count:
+                self._end(f"{chunk.path.name} is shorter than it was")
+                return
+            at += count
+            self._add(count)
 
     def _ended(self) -> bool:
         with self._lock:
             if not self.reason and self._cancelled():
-                self.reason = "cancelled"
+                self.reason = CANCELLED
             return bool(self.reason)
 
     def _add(self, count: int) -> None:
@@ -234,6 +234,17 @@ def _yield_to_others() -> None:
     """The calling thread's reads come after everybody else's, where the disk's scheduler knows priorities."""
     with contextlib.suppress(psutil.Error, OSError, AttributeError):
         psutil.Process(threading.get_native_id()).ionice(psutil.IOPRIO_CLASS_BE, 7)
+
+
+def _windows(path: Path, file: int, size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """The length of each window of a file, and the runs in it that are not resident: offset, length."""
+    tells = _may_tell(path)
+    for offset in range(0, size, WINDOW_BYTES):
+        length = min(WINDOW_BYTES, size - offset)
+        yield (
+            length,
+            [(offset + at, run) for at, run in _missing(file, offset, length)] if tells else [(offset, length)],
+        )
 
 
 def _may_tell(path: Path) -> bool:

@@ -47,7 +47,7 @@ def test_a_cold_model_is_resident_afterwards(tmp_path: Path) -> None:
     drop(*files)
     result, heard = primed(tmp_path)
     assert (result.total_bytes, result.resident_before_bytes, result.reason) == (2 * SIZE, 0, "")
-    assert result.read_bytes == heard <= 2 * SIZE
+    assert result.read_bytes == heard == 2 * SIZE
     assert result.seconds > 0
     assert [resident_bytes(file) for file in files] == [SIZE, SIZE]
 
@@ -67,7 +67,7 @@ def test_only_the_missing_ranges_are_read(tmp_path: Path) -> None:
     had = resident_bytes(file)
     assert CHUNK_BYTES <= had < SIZE
     result, _ = primed(tmp_path)
-    assert result.resident_before_bytes == had and 0 < result.read_bytes <= SIZE - had
+    assert result.resident_before_bytes == had and result.read_bytes == SIZE - had
     assert resident_bytes(file) == SIZE
 
 
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_left_alone(tmp_path: Path) -> None:
     first, second = write(tmp_path / "model-1.safetensors"), write(tmp_path / "model-2.safetensors")
     drop(first, second)
     result, _ = primed(tmp_path, free_bytes=SIZE + MIB)
-    assert result.read_bytes <= SIZE + MIB and "fit in free memory" in result.reason
+    assert result.read_bytes == SIZE + MIB and "fit in free memory" in result.reason
     assert resident_bytes(first) == SIZE
     ahead = 16 * MIB  # the kernel reads ahead of a read, by as much as the disk is set to
     assert MIB <= resident_bytes(second) <= MIB + ahead
@@ -101,7 +101,7 @@ def test_links_are_resolved_and_a_blob_counts_once(tmp_path: Path) -> None:
     (folder / "c.safetensors").hardlink_to(blob)
     drop(blob)
     result, _ = primed(folder)
-    assert result.total_bytes == SIZE >= result.read_bytes
+    assert result.total_bytes == SIZE == result.read_bytes
     assert resident_bytes(blob) == SIZE
 
 
@@ -144,9 +144,14 @@ def test_cancel_is_seen_within_one_read_of_each_reader(tmp_path: Path) -> None:
             stop.set()
 
     result = prime(tmp_path, on_bytes=on_bytes, cancelled=stop.is_set, free_bytes=2**40)
-    assert time.monotonic() - stopped_at[0] < 0.1
+    assert time.monotonic() - stopped_at[0] < 1.0  # some 5 ms on a machine that does nothing else
     assert result.reason == "cancelled"
     assert result.read_bytes == heard[0] <= 4 * MIB + page_cache.READERS * PIECE_BYTES
+
+
+def test_cancel_is_seen_where_nothing_has_to_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors").read_bytes()
+    assert primed(tmp_path, cancelled=lambda: True)[0].reason == "cancelled"
 
 
 def test_a_file_that_vanishes_ends_it_quietly(tmp_path: Path) -> None:
