@@ -90,7 +90,11 @@ class GpuReader:
         if not self._lock.acquire(timeout=self._patience_s):
             return Inventory(problem=STUCK)
         answer: Future[Inventory] = Future()
-        threading.Thread(target=self._answer, args=(answer,), name="nvml", daemon=True).start()
+        try:
+            threading.Thread(target=self._answer, args=(answer,), name="nvml", daemon=True).start()
+        except RuntimeError as error:  # this process may have no more threads
+            self._lock.release()
+            return Inventory(problem=f"the GPUs can't be asked: {error}")
         try:
             return answer.result(self._patience_s)
         except TimeoutError:

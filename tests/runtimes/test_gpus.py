@@ -337,6 +337,19 @@ def test_a_driver_that_hangs_holds_no_caller(nvml: StubNvml, tmp_path: Path) -> 
     one.close()
 
 
+def test_no_thread_left_to_ask_with(nvml: StubNvml, reader: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml.write(gpu(0))
+    one = reader()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert "can't start new thread" in one.look().problem
+    assert len(one.look().gpus) == 1
+
+
 # --- CUDA_VISIBLE_DEVICES ---
 
 BOARDS = tuple(
