@@ -315,7 +315,7 @@ def test_no_cut_of_any_log_yields_a_frame_or_too_long_a_sentence() -> None:
             sentence = GPU.failure(text[:end], 1)
             assert 0 < len(sentence) <= SENTENCE_CHARS_MAX
             assert "\n" not in sentence
-            assert not re.match(r"File |Traceback|\^|\[[\d: -]{19}", sentence), (path, end)
+            assert not re.match(r"File |Traceback|\^|\[[\d: -]{19}\] ", sentence), (path, end)
 
 
 def test_preflight_takes_a_whole_folder(folder: Path) -> None:
