@@ -134,7 +134,8 @@ class ModelShape:
     ones that the engine quantises itself at load as they are before that."""
     parameters: int
     kv_bytes_per_token: int
-    """K and V of all layers, in the cache's type. Sliding layers count as full ones: an upper bound."""
+    """K and V of all layers, in the cache's type. Sliding layers count as full ones: too much for long requests; for
+    short ones vLLM may take a tenth more, as it fills up groups of layers and adds a block to each window."""
     attention_heads: int | None = None
     """Tensor parallelism must divide them."""
     kv_heads: int | None = None

@@ -308,7 +308,8 @@ def _full_layer(text: Mapping[str, Any], heads: _Heads, cache: _Cache) -> int:
 
 
 def _sliding_layer(text: Mapping[str, Any], heads: _Heads, cache: _Cache) -> int:
-    """They keep no more than their window, yet count like full ones; only their heads may differ (MiMo)."""
+    """They keep no more than their window (and a block: `SlidingWindowSpec`), yet count like full ones; only their
+    heads may differ (MiMo)."""
     dim = _number(text, "swa_head_dim") or heads.head_dim
     value = _number(text, "swa_v_head_dim") or dim
     return (_number(text, "swa_num_key_value_heads") or heads.kv_heads) * cache.cell(dim, value)

@@ -1,7 +1,7 @@
 """Shapes of published models: their configurations as they stand on the hub, their tensors as headers without data.
 
-The expectations were compared with what vLLM 0.32 itself makes of the same configurations, and `SMOL` and the tiny
-model with the `KV cache size` that a running one logs.
+Heads, layers with attention and context of `CACHES` were compared with `ModelConfig` of vLLM 0.32 where it reads the
+same configuration; the tokens of a GiB with what a running vLLM logs.
 """
 
 from __future__ import annotations
@@ -543,6 +543,13 @@ def test_the_tiny_model(tmp_path: Path, args: tuple[str, ...], wide: int) -> Non
         context=CONTEXT_TOKENS,
     )
     assert wide == 4 or 2**30 // shape.kv_bytes_per_token == 2_097_152
+
+
+# What vLLM 0.32 on a CPU logged as `KV cache size` under VLLM_CPU_KVCACHE_SPACE=1: whole blocks of 128 tokens.
+@pytest.mark.parametrize(("args", "tokens"), [((), 46_592), (("--dtype", "float32"), 23_296)])
+def test_a_gib_of_cache_holds_what_vllm_says(tmp_path: Path, args: tuple[str, ...], tokens: int) -> None:
+    kv_bytes = shape_of(tmp_path, SMOL, None, *args).kv_bytes_per_token
+    assert 2**30 // (128 * kv_bytes) * 128 == tokens
 
 
 def test_what_cannot_be_told(tmp_path: Path) -> None:
