@@ -151,7 +151,8 @@ class SglangEngine:
             cause = ", as happens when memory runs out" if crashed[2] == "-9" else ""
             return f"SGLang's {crashed[1]} process ended with exit code {crashed[2]}{cause}"
         told = (line for line in lines if not _ENDING.search(line) and not (raised and _DIED.match(line)))
-        return failure_sentence("\n".join(told), None if _ENDED_ITSELF.search(log_tail) else exit_code)
+        ended_itself = raised or _ENDED_ITSELF.search(log_tail)
+        return failure_sentence("\n".join(told), None if ended_itself else exit_code)
 
 
 NOT_INSTALLED = 'SGLang is not installed: `pip install "orchestrator[sglang]"` on a GPU machine'

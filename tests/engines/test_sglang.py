@@ -276,6 +276,14 @@ ValueError: Failed to allocate token prealloc indices
 [2025-06-26 02:16:20] Subprocess scheduler_1 (pid=77) crashed with exit code -3. Triggering SIGQUIT for cleanup...
 [2025-06-26 02:16:20] SIGQUIT received. signum=None, frame=None. It usually means one child failed.
 """  # https://github.com/LMCache/LMCache/pull/869
+NO_GRAPHS = """\
+[2025-04-10 07:26:56 TP7] Scheduler hit an exception: Traceback (most recent call last):
+  File "/sgl-workspace/sglang/python/sglang/srt/model_executor/cuda_graph_runner.py", line 269, in __init__
+    raise Exception(
+Exception: Capture cuda graph failed: CUDA out of memory. Tried to allocate 448.00 MiB.
+Possible solutions:
+1. set --mem-fraction-static to a smaller value (e.g., 0.8 or 0.7)
+"""  # https://github.com/sgl-project/sglang/issues/5285
 UNKNOWN_MODEL = """\
 [2025-03-10 14:17:52 TP6] Ignore import error when loading sglang.srt.models.deepseek_v2. Command '['/usr/bin/gcc']'
 [2025-03-10 14:17:52 TP1] Scheduler hit an exception: Traceback (most recent call last):
@@ -296,12 +304,21 @@ dict_keys(['BaichuanForCausalLM', 'ChatGLMModel', 'CLIPModel', 'CohereForCausalL
             " 21.98 GiB",
         ),
         (NOT_ENOUGH_MEMORY, -9, "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static."),
+        (NO_GRAPHS, -9, "Exception: Capture cuda graph failed: CUDA out of memory. Tried to allocate 448.00 MiB."),
         (WHILE_SERVING, -9, "ValueError: Failed to allocate token prealloc indices"),
         (UNKNOWN_MODEL, 1, "ValueError: Model architectures ['DeepseekV3ForCausalLM'] are not supported for now."),
         ("[2026-11-21 07:54:31] Init parallel begin.\n", -9, None),
         ("", 3, "the engine ended with exit code 3 and said nothing"),
     ],
-    ids=["out of memory", "not enough memory", "while serving", "unknown model", "killed from outside", "silent"],
+    ids=[
+        "out of memory",
+        "not enough memory",
+        "no graphs",
+        "while serving",
+        "unknown model",
+        "killed from outside",
+        "silent",
+    ],
 )
 def test_failure_from_users_logs(text: str, code: int, sentence: str | None) -> None:
     expected = sentence or "the engine was killed by SIGKILL, as happens when memory runs out"
