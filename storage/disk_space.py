@@ -23,6 +23,7 @@ USED = ".orchestrator-used"
 REMOVING = ".orchestrator-removing"
 """In a model's folder: what a removal has taken out of the snapshots, at the same depth, so that links hold."""
 _MODELS = "models--"
+_PARTS = ("blobs", "snapshots", REMOVING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,13 +92,15 @@ def _let_go(snapshot: Snapshot, holders: Counter[tuple[str, str]]) -> int:
 
 
 def snapshots(cache: Path) -> tuple[Snapshot, ...]:
-    """All models' snapshots, other tools' and half removed ones, too. Blocks on look-ups; what vanishes is left out."""
-    found = []
+    """All models' snapshots, other tools' and half removed ones, too. Blocks on look-ups.
+
+    A model whose folder can't be read, or changes meanwhile, is left out as a whole.
+    """
+    found: list[Snapshot] = []
     for folder in _folders(cache):
-        if folder.name.startswith(_MODELS) and not (folder / "blobs").is_symlink():
-            for parent in (folder / "snapshots", folder / REMOVING):
-                if not parent.is_symlink():
-                    found += [_snapshot(path) for path in _folders(parent)]
+        if folder.name.startswith(_MODELS) and not any((folder / name).is_symlink() for name in _PARTS):
+            with contextlib.suppress(OSError):
+                found += [_snapshot(path) for name in _PARTS[1:] for path in _folders(folder / name)]
     return tuple(found)
 
 
@@ -200,10 +203,18 @@ def _blob(entry: Path, repo: Path) -> Path | None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All below a folder, each folder before what it holds; links are named, never followed."""
+    """All below a folder, each folder before what it holds; links are named, never followed.
+
+    Raises OSError for what can't be listed: a snapshot that seems empty seems to need no blobs.
+    """
     if not folder.is_symlink():
-        for root, folders, files in os.walk(folder):
+        for root, folders, files in os.walk(folder, onerror=_unless_gone):
             yield from (Path(root, name) for name in (*folders, *files))
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _folders(parent: Path) -> list[Path]:
