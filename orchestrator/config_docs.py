@@ -9,6 +9,36 @@ from pydantic.fields import FieldInfo
 
 from orchestrator.settings import ENV_PREFIX, HostSettings, Lifecycle, ModelSettings, Settings, Table
 
+COMPOSE = (
+    (
+        "docker-compose.yml reads this file too. There ORCHESTRATOR_SERVER__HOST and __PORT are where the container's port"
+        "\n# is published, and the paths, HF_HOME and DOCKER_HOST are the container's own. Without a GPU:",
+        "COMPOSE_FILE=docker-compose.yml:deploy/compose.no-gpu.yml",
+    ),
+    (
+        "Compose: with Prometheus and Grafana, on this port of loopback.",
+        "COMPOSE_PROFILES=monitoring",
+        "GRAFANA_PORT=3000",
+    ),
+    ("Compose: how long Prometheus keeps its figures.", "PROMETHEUS_RETENTION=15d"),
+    ("Compose: the folder with orchestrator.toml.", "CONFIG_DIR=./deploy/config"),
+    (
+        "Compose: a folder for the weights instead of a volume, and the uid:gid that may write to it (and to all volumes).",
+        "HF_CACHE=/srv/huggingface",
+        "CONTAINER_USER=10001:10001",
+    ),
+    ("Compose: Docker's socket.", "DOCKER_SOCKET=/var/run/docker.sock"),
+    ("Compose: what the orchestrator's image is built on.", "BASE_IMAGE=python:3.12-slim"),
+    (
+        "Where s3:// leads, and the key to it. Compose: its own S3, which nothing but the orchestrator reaches.",
+        "AWS_ENDPOINT_URL_S3=http://s3:8333",
+        "AWS_REGION=us-east-1",
+        "AWS_ACCESS_KEY_ID=orchestrator",
+        "AWS_SECRET_ACCESS_KEY=orchestrator",
+    ),
+)
+"""Of each variable of docker-compose.yml: what it is for, and its default."""
+
 
 def settings_markdown() -> str:
     """A table of every key with its default and help."""
@@ -38,6 +68,8 @@ def env_example() -> str:
     lines += ["# ORCHESTRATOR_URL=http://127.0.0.1:8000", "# ORCHESTRATOR_API_KEY="]
     lines += ["", "# As everywhere: where weights are kept and fetched from, and the token for gated ones."]
     lines += ["# HF_HOME=~/.cache/huggingface", "# HF_ENDPOINT=https://huggingface.co", "# HF_TOKEN="]
+    for text, *variables in COMPOSE:
+        lines += ["", f"# {text}", *(f"# {variable}" for variable in variables)]
     return "\n".join(lines) + "\n"
 
 

@@ -9,21 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from orchestrator.model import (
-    Action,
-    Backoff,
-    Demand,
-    Deployment,
-    Drain,
-    Fleet,
-    Launch,
-    Phase,
-    Pull,
-    Replica,
-    Stop,
-    Weights,
-    WeightsState,
-)
+from orchestrator.actions import Action, Drain, Launch, Pull, Stop
+from orchestrator.model import Backoff, Demand, Deployment, Fleet, Phase, Replica, Weights, WeightsState
 
 DEMAND_S_MIN = 60.0
 """A request's wish for its model lives at least this long after it was told to come back."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from orchestrator.actions import Launch
 from orchestrator.decide import wanted
 from orchestrator.model import (
     Backoff,
@@ -29,7 +30,6 @@ from orchestrator.model import (
     Fleet,
     Instance,
     InstanceState,
-    Launch,
     Phase,
     Progress,
     Replica,

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from orchestrator.gpu import Gpu
+
 
 class Phase(StrEnum):
     """Where a replica, or the model as its users see it, is in its life."""
@@ -103,47 +105,6 @@ class Deployment:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gpu:
-    """One GPU, or one MIG slice of one, as the runtime reports it now."""
-
-    uuid: str
-    """``GPU-…`` or ``MIG-…``: what CUDA_VISIBLE_DEVICES and Docker's device requests take."""
-    memory_bytes: int
-    free_bytes: int
-    """What nobody uses now: neither we nor any other program."""
-    healthy: bool = True
-    fault: str = ""
-    """Why it is not healthy."""
-    name: str = ""
-    """The product's name: ``NVIDIA H100 80GB HBM3``."""
-    host: str = ""
-    """The host that has it; empty on a runtime with only one."""
-    index: int = 0
-    """Its place among the host's GPUs, for people."""
-    mig: bool = False
-    """A slice: it can't work together with others on one model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelShape:
-    """What a model's folder says about the memory it needs: the whole model, before it is spread over GPUs."""
-
-    weights_bytes: int
-    """The tensors as the engine will hold them, converted where its arguments say so. Quantised ones as stored;
-    ones that the engine quantises itself at load as they are before that."""
-    parameters: int
-    kv_bytes_per_token: int
-    """K and V of all layers, in the cache's type. Sliding layers count as full ones: too much for long requests; for
-    short ones vLLM may take a tenth more, as it fills up groups of layers and adds a block to each window."""
-    attention_heads: int | None = None
-    """Tensor parallelism must divide them."""
-    kv_heads: int | None = None
-    """1 where all heads share one vector (MLA). More ranks than these hold copies."""
-    context: int | None = None
-    """The longest context that the engine will take, in tokens."""
-
-
 class InstanceState(StrEnum):
     """What a runtime says about an engine; readiness is not among them, it is probed by us."""
 
@@ -173,16 +134,6 @@ class Instance:
     """Its share of each of these; 0: all of it."""
     exit_code: int | None = None
     reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grant:
-    """What a replica may use of the GPUs; an engine's arguments follow from it."""
-
-    gpus: int = 0
-    """How many it spreads over; 0: none, it runs on the CPU."""
-    memory_fraction: float | None = None
-    """Its share of each one's whole memory, 0 … 1; None: the engine's own default, as when nobody shares."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -362,44 +313,6 @@ class Fleet:
         """The replicas of one model, oldest first."""
         found = (r for r in self.replicas.values() if r.model == model)
         return tuple(sorted(found, key=lambda r: (r.created_at, r.id)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pull:
-    """Fetch a model's weights."""
-
-    model: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
-    """Start one replica on the GPUs named."""
-
-    model: str
-    replica: str
-    host: str = ""
-    gpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drain:
-    """Send a replica no more requests; let it finish what it has."""
-
-    model: str
-    replica: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stop:
-    """End a replica and forget it. Harmless when it is gone already."""
-
-    model: str
-    replica: str
-    reason: str
-
-
-Action = Pull | Launch | Drain | Stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

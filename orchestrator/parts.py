@@ -13,7 +13,7 @@ from orchestrator.ports import Engine, Images, Runtime, WeightsStore
 from orchestrator.settings import RuntimeSettings, Settings
 from orchestrator.stock import Stock
 from runtimes.engines import container_engines, engines
-from runtimes.gpu_watch import LocalGpus
+from runtimes.gpu_watch import PATIENCE_S, LocalGpus
 from runtimes.gpus import GpuReader
 from runtimes.process import ProcessRuntime
 from storage.weights import HubWeights
@@ -36,7 +36,7 @@ class Parts:
 
 def build(settings: Settings, data: Path, instance: str) -> Parts:
     """The parts for `settings.runtime.kind`. Starts nothing."""
-    reader = GpuReader(environ=os.environ)
+    reader = GpuReader(environ=os.environ, patience_s=PATIENCE_S)
     weights = HubWeights(pulls_max=settings.runtime.pulls_max)
     if settings.runtime.kind == "docker":
         return _docker(settings.runtime, data, instance, reader, weights)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Protocol
 
-from orchestrator.model import Deployment, Gpu, Grant, Instance, LaunchSpec, Progress, StartRecord, Weights
+from orchestrator.gpu import Gpu, Grant
+from orchestrator.model import Deployment, Instance, LaunchSpec, Progress, StartRecord, Weights
 
 
 class Clock(Protocol):

@@ -15,27 +15,14 @@ from urllib.parse import urlsplit
 import structlog
 
 from orchestrator import fleet as step
+from orchestrator.actions import Action, Drain, Launch, Pull, Stop
 from orchestrator.activator import Activator, Lane, Route
 from orchestrator.decide import decide
 from orchestrator.errors import LaunchFailed, OrchestratorError, PreflightFailed, RuntimeUnavailable, WeightsError
 from orchestrator.eta import Expected, expect
+from orchestrator.gpu import Grant
 from orchestrator.metrics import Metrics
-from orchestrator.model import (
-    Action,
-    Deployment,
-    Drain,
-    EngineKind,
-    Fleet,
-    Grant,
-    Instance,
-    Launch,
-    LaunchSpec,
-    Phase,
-    Pull,
-    Sighting,
-    StartRecord,
-    Stop,
-)
+from orchestrator.model import Deployment, EngineKind, Fleet, Instance, LaunchSpec, Phase, Sighting, StartRecord
 from orchestrator.ports import Clock, Engine, History, Runtime, WeightsStore
 from orchestrator.scout import STARTING_PROBE_S, Scout
 from orchestrator.starts import ended_starts

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
-from orchestrator.model import Gpu, Instance, InstanceState, LaunchSpec
+from orchestrator.gpu import Gpu
+from orchestrator.model import Instance, InstanceState, LaunchSpec
 from orchestrator.ports import Clock
 
 

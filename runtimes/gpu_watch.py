@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
-from orchestrator.model import Gpu
-from runtimes.gpus import GpuReader
+from orchestrator.gpu import Gpu
+from runtimes.gpus import GpuReader, Inventory
 
 FRESH_S = 0.5
 LOOK_WAIT_S = 2.0
 """A driver that hangs must not hold the loop; what was known stands meanwhile."""
+PATIENCE_S = LOOK_WAIT_S / 2
+"""For a `GpuReader`, which waits twice as long at most."""
 
 
 class GpuSource(Protocol):
@@ -33,7 +36,7 @@ class LocalGpus:
         self._reader = reader
         self._now = monotonic
         self._looked_at: float | None = None
-        self._look: asyncio.Future[tuple[Gpu, ...]] | None = None
+        self._look: asyncio.Future[Inventory] | None = None
         self.known: tuple[Gpu, ...] = ()
 
     async def gpus(self) -> tuple[Gpu, ...]:
@@ -41,12 +44,18 @@ class LocalGpus:
         if self._looked_at is not None and self._now() - self._looked_at < FRESH_S:
             return self.known
         if self._look is None:
-            self._look = asyncio.ensure_future(asyncio.to_thread(lambda: self._reader.look().gpus))
+            self._look = asyncio.ensure_future(asyncio.to_thread(self._reader.look))
         done, _ = await asyncio.wait((self._look,), timeout=LOOK_WAIT_S)
         if done:
-            self.known, self._look = self._look.result(), None
+            found, self._look = self._look.result(), None
+            self.known = found.gpus if found.absent or not found.problem else _unfit(self.known, found.problem)
         self._looked_at = self._now()
         return self.known
+
+
+def _unfit(known: tuple[Gpu, ...], problem: str) -> tuple[Gpu, ...]:
+    """GPUs that can't be read now are there all the same; nothing new is placed on them."""
+    return tuple(replace(gpu, healthy=False, fault=gpu.fault or problem) for gpu in known)
 
 
 class NoGpus:

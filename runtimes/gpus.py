@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from orchestrator.model import Gpu
+from orchestrator.gpu import Gpu
 
 LIBRARY = "libnvidia-ml.so.1"
 ABSENT = f"no NVIDIA driver ({LIBRARY}) on this machine"

@@ -25,7 +25,8 @@ from typing import ParamSpec, TypeVar
 
 from orchestrator.crash import crash_point
 from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
-from orchestrator.model import Gpu, Instance, InstanceState, LaunchSpec
+from orchestrator.gpu import Gpu
+from orchestrator.model import Instance, InstanceState, LaunchSpec
 from runtimes import process_table as table
 from runtimes.gpu_watch import GpuSource, NoGpus
 from runtimes.kept_logs import is_name

@@ -7,22 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.actions import Action, Drain, Launch, Pull, Stop
 from orchestrator.decide import DEMAND_S_MIN, decide, wanted
-from orchestrator.model import (
-    Action,
-    Backoff,
-    Demand,
-    Deployment,
-    Drain,
-    Fleet,
-    Gpu,
-    Launch,
-    Phase,
-    Pull,
-    Stop,
-    Weights,
-    WeightsState,
-)
+from orchestrator.gpu import Gpu
+from orchestrator.model import Backoff, Demand, Deployment, Fleet, Phase, Weights, WeightsState
 from tests.values import PRESENT, deployment, fleet, replica
 
 ABSENT = Weights(state=WeightsState.ABSENT)

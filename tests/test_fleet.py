@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from orchestrator import fleet as step
+from orchestrator.actions import Launch
 from orchestrator.model import (
     Backoff,
     Demand,
     Fleet,
     InstanceState,
-    Launch,
     Phase,
     Progress,
     Replica,

@@ -14,7 +14,7 @@ from docker.errors import APIError
 from docker.errors import NotFound as NoSuchThing
 
 from orchestrator.errors import RuntimeUnavailable
-from orchestrator.model import Gpu
+from orchestrator.gpu import Gpu
 from runtimes.docker import container
 from runtimes.docker.container import Options
 from runtimes.docker.host import DockerHost

@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Mapping
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, Grant, Progress
+from orchestrator.gpu import Grant
+from orchestrator.model import Deployment, Progress
 from runtimes.engines.reading import failure_sentence
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, Grant, Phase, Progress
+from orchestrator.gpu import Grant
+from orchestrator.model import Deployment, Phase, Progress
 from runtimes.engines import flags
 from runtimes.engines.folder import check_folder, longest_context, read_config
 from runtimes.engines.reading import failure_sentence

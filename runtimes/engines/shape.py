@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import ModelShape
+from orchestrator.gpu import ModelShape
 from runtimes.engines import flags
 from runtimes.engines.folder import Tensor, is_mistral, longest_context, read_json, read_tensors
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, EngineKind, Grant, Phase
+from orchestrator.gpu import Grant
+from orchestrator.model import Deployment, EngineKind, Phase
 from runtimes.engines.command import CommandEngine
 
 ENGINE = CommandEngine()

@@ -16,7 +16,8 @@ import pytest
 from orchestrator.config import cache_dir
 from orchestrator.demo.engine import prepare_engine
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, EngineKind, Grant, Progress
+from orchestrator.gpu import Grant
+from orchestrator.model import Deployment, EngineKind, Progress
 from runtimes.engines.vllm import VllmEngine
 from runtimes.process import HOST, free_port, inherited
 from tests.stub import until

@@ -13,7 +13,8 @@ import pytest
 
 from orchestrator.errors import PreflightFailed
 from orchestrator.eta import DEFAULT_S
-from orchestrator.model import Deployment, EngineKind, Grant, Phase, Progress
+from orchestrator.gpu import Grant
+from orchestrator.model import Deployment, EngineKind, Phase, Progress
 from runtimes.engines import engines
 from runtimes.engines.reading import SENTENCE_CHARS_MAX
 from runtimes.engines.sglang import OURS, Sglang, SglangEngine, find_sglang

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.model import ModelShape
+from orchestrator.gpu import ModelShape
 from runtimes.engines import folder as folder_module
 from runtimes.engines.shape import read_shape
 from tests.tiny_model import CONTEXT_TOKENS, write_tiny_model

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.model import Deployment, EngineKind, Grant, Phase, Progress
+from orchestrator.gpu import Grant
+from orchestrator.model import Deployment, EngineKind, Phase, Progress
 from runtimes.engines.reading import SENTENCE_CHARS_MAX
 from runtimes.engines.vllm import READY_FILE, Vllm, VllmEngine, find_vllm
 from tests.tiny_model import CONTEXT_TOKENS, write_tiny_model

@@ -19,7 +19,7 @@ import pynvml
 import pytest
 
 from orchestrator.cli.doctor import Finding, Level, examine
-from orchestrator.model import Gpu
+from orchestrator.gpu import Gpu
 from runtimes import gpus as module
 from runtimes.gpus import ABSENT, STUCK, Board, GpuReader, Inventory, visible
 from tests.nvml.library import DRIVER, H100, LIBRARY, MIB, StubNvml, gpu, mig, slice_uuid, uuid

@@ -6,19 +6,9 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.actions import Action, Drain, Launch, Pull, Stop
 from orchestrator.fleet import BACKOFF_BASE_S, BACKOFF_MAX_S, LEAVES
-from orchestrator.model import (
-    Action,
-    Demand,
-    Deployment,
-    Drain,
-    Fleet,
-    Launch,
-    Phase,
-    Pull,
-    Stop,
-    WeightsState,
-)
+from orchestrator.model import Demand, Deployment, Fleet, Phase, WeightsState
 from tests.sim.world import GPUS, World
 
 WINDOW_S = 60.0

@@ -7,23 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator import fleet as step
+from orchestrator.actions import Action, Drain, Launch, Pull, Stop
 from orchestrator.decide import decide
-from orchestrator.model import (
-    Action,
-    Demand,
-    Deployment,
-    Drain,
-    Fleet,
-    Instance,
-    Launch,
-    Phase,
-    Pull,
-    Sighting,
-    Stop,
-    Traffic,
-    Weights,
-    WeightsState,
-)
+from orchestrator.model import Demand, Deployment, Fleet, Instance, Phase, Sighting, Traffic, Weights, WeightsState
 from tests.sim.laws import Broken, Laws
 from tests.sim.world import GPUS, World, deployments
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator import fleet as step
+from orchestrator.actions import Action, Drain, Launch, Stop
 from orchestrator.decide import decide
-from orchestrator.model import Action, Deployment, Drain, Fleet, Launch, Phase, Sighting, Stop
+from orchestrator.model import Deployment, Fleet, Phase, Sighting
 from tests.sim.laws import Broken
 from tests.sim.sim import Advance, Decide, Sim
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from orchestrator.model import Deployment, EngineKind, Gpu, Instance, InstanceState, Launch, Weights, WeightsState
+from orchestrator.actions import Launch
+from orchestrator.gpu import Gpu
+from orchestrator.model import Deployment, EngineKind, Instance, InstanceState, Weights, WeightsState
 
 GPUS = tuple(Gpu(uuid=f"GPU-{n}", memory_bytes=1, free_bytes=1) for n in range(2))
 FATES = ("good", "good", "good", "stuck", "dies at start", "dies later", "falls sick")
