@@ -241,6 +241,15 @@ def test_links_out_of_the_cache_are_not_followed(tmp_path: Path) -> None:
     assert tree(outside) == before
 
 
+@pytest.mark.parametrize("name", ["blobs", "snapshots", REMOVING])
+def test_a_model_kept_elsewhere_is_left_alone(tmp_path: Path, name: str) -> None:
+    revision(tmp_path / "cache", A, used_at=1.0)
+    folder, elsewhere = repo_folder(tmp_path / "cache", REPO), tmp_path / "elsewhere"
+    (folder / name).rename(elsewhere) if name != REMOVING else elsewhere.mkdir()
+    (folder / name).symlink_to(elsewhere, target_is_directory=True)
+    assert snapshots(tmp_path / "cache") == ()
+
+
 def test_a_link_up_and_out_is_no_blob(tmp_path: Path) -> None:
     path = revision(tmp_path, A, used_at=1.0)
     victim = tmp_path / "blobs" / "victim"

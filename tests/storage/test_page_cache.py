@@ -71,6 +71,16 @@ def test_only_the_missing_ranges_are_read(tmp_path: Path) -> None:
     assert resident_bytes(file) == SIZE
 
 
+def test_files_larger_than_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, whatever is looked at in one call."""
+    monkeypatch.setattr("storage.page_cache.WINDOW_BYTES", CHUNK_BYTES)
+    files = [write(tmp_path / f"model-{n}.safetensors") for n in (1, 2)]
+    drop(*files)
+    result, heard = primed(tmp_path)
+    assert result.read_bytes + result.resident_before_bytes == 2 * SIZE and result.read_bytes == heard
+    assert [resident_bytes(file) for file in files] == [SIZE, SIZE]
+
+
 def test_what_does_not_fit_is_left_alone(tmp_path: Path) -> None:
     first, second = write(tmp_path / "model-1.safetensors"), write(tmp_path / "model-2.safetensors")
     drop(first, second)
