@@ -11,8 +11,8 @@ from orchestrator.settings import ENV_PREFIX, HostSettings, Lifecycle, ModelSett
 
 COMPOSE = (
     (
-        "docker-compose.yml reads this file too. There ORCHESTRATOR_SERVER__HOST and __PORT are where the container's port"
-        "\n# is published, and the paths, HF_HOME and DOCKER_HOST are the container's own. Without a GPU:",
+        "docker-compose.yml reads this file too. There ORCHESTRATOR_SERVER__HOST and __PORT are where the container's\n"
+        "# port is published; paths, HF_HOME and DOCKER_HOST are the container's own. On a machine without a GPU:",
         "COMPOSE_FILE=docker-compose.yml:deploy/compose.no-gpu.yml",
     ),
     (
@@ -23,9 +23,11 @@ COMPOSE = (
     ("Compose: how long Prometheus keeps its figures.", "PROMETHEUS_RETENTION=15d"),
     ("Compose: the folder with orchestrator.toml.", "CONFIG_DIR=./deploy/config"),
     (
-        "Compose: a folder for the weights instead of a volume, and the uid:gid that may write to it (and to all volumes).",
+        "Compose: a folder for the weights instead of a volume, and who owns it. The image is built for that user and\n"
+        "# volumes take him over when they are made: set it before the first start.",
         "HF_CACHE=/srv/huggingface",
-        "CONTAINER_USER=10001:10001",
+        "RUN_UID=10001",
+        "RUN_GID=10001",
     ),
     ("Compose: Docker's socket.", "DOCKER_SOCKET=/var/run/docker.sock"),
     ("Compose: what the orchestrator's image is built on.", "BASE_IMAGE=python:3.12-slim"),

@@ -1,0 +1,35 @@
+"""The real programs that the deployment is tried with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compose_tool() -> Path:
+    """Compose v2 itself; the package's wrapper of it returns 0 on errors."""
+    path = Path(sysconfig.get_path("purelib")) / "compose" / "docker-compose"
+    if not path.exists():
+        _missing("needs Compose: pip install -e '.[dev]'")
+    return path
+
+
+def haproxy() -> str:
+    """Debian's HAProxy."""
+    path = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if path is None:
+        _missing("needs HAProxy: apt-get install --no-install-recommends haproxy")
+    assert path is not None
+    return path
+
+
+def _missing(text: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(text)
+    pytest.skip(text)
