@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.eta import Expected, remaining_s
+from orchestrator.gpu import Wait
 from orchestrator.hold import Line, Turn
 from orchestrator.model import Backoff, Demand, Deployment, Phase, Replica, Track, Traffic, Weights
 from orchestrator.upstream import Pool
@@ -46,6 +47,10 @@ class Route:
     replicas: tuple[Replica, ...] = ()
     last_replica: str | None = None
     """The newest replica, live or gone: whose log to read."""
+    wait: Wait | None = None
+    """Its place in the line for GPUs."""
+    unfit: str = ""
+    """Why it can never run on these GPUs."""
 
     def given_up(self, now: float) -> bool:
         """Whether the last attempt failed and the next is not due."""
@@ -55,7 +60,7 @@ class Route:
         """Seconds until ready, at least 1; None when it is ready, or not on its way."""
         if self.lanes or self.track.phase is Phase.DRAINING or self.given_up(now):
             return None
-        return remaining_s(self.track, self.weights, self.expected, now)
+        return remaining_s(self.track, self.weights, self.expected, now, wait_s=self.wait.seconds if self.wait else 0.0)
 
 
 class Activator:

@@ -147,7 +147,7 @@ class Control:
         return _list([replica_view(r, t, now) for route in self._visible(key) for r, t in _pairs(route)])
 
     async def _gpus(self, request: Request, key: Key) -> Response:
-        return _list([msgspec.to_builtins(gpu) for gpu in await self._runtime.gpus()])
+        return _list([msgspec.to_builtins(gpu) for gpu in await self._runtime.gpus() or ()])
 
     async def _starts(self, request: Request, key: Key) -> Response:
         model = request.query_params.get("model")

@@ -6,15 +6,17 @@ doing an action twice is harmless, so a lost or failed action is simply decided 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
-from orchestrator.actions import Action, Drain, Launch, Pull, Stop
-from orchestrator.model import Backoff, Demand, Deployment, Fleet, Phase, Replica, Weights, WeightsState
+from orchestrator.actions import Action, Drain, Pull, Sleep, Stop
+from orchestrator.arrive import Line, line_up
+from orchestrator.gpu import Wait
+from orchestrator.model import Backoff, Demand, Deployment, Fleet, IdleAction, Phase, Replica, Weights, WeightsState
 
 DEMAND_S_MIN = 60.0
 """A request's wish for its model lives at least this long after it was told to come back."""
 
+IDLE = "idle"
 DRAIN_S_DEFAULT = 30.0
 """For engines whose model is no longer configured: their requests may end all the same."""
 
@@ -23,14 +25,20 @@ def decide(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> t
     """The actions that bring what is closer to what is wanted.
 
     1. The runtime is silent: nothing. What we don't know we neither stop nor start twice.
-    2. Every replica that should go: drained while it serves, stopped once nothing holds it (`_leaving`).
-    3. Every model that is wanted and has no replica: pulled, then launched (`_arriving`), higher
-       priority and longer wait first, as far as free GPUs reach.
+    2. Every replica that should go: drained while it serves, then stopped or put to sleep (`_leaving`).
+    3. Every model that is wanted: its weights pulled (`_pulls`), then started in its turn (`arrive.line_up`).
     """
     if not fleet.known:
         return ()
     leaving = [action for replica in fleet.replicas.values() for action in _leaving(deployments, fleet, replica, now)]
-    return (*leaving, *_arriving(deployments, fleet, now))
+    going = {action.replica for action in leaving}
+    arriving = [action for action in _line(deployments, fleet, now).actions if action.replica not in going]
+    return (*leaving, *_pulls(deployments, fleet, now), *arriving)
+
+
+def waits(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> Mapping[str, Wait]:
+    """Who waits for GPUs, in what place, and for how long."""
+    return _line(deployments, fleet, now).waits if fleet.known and fleet.gpus else {}
 
 
 def wanted(deployment: Deployment, fleet: Fleet, now: float) -> bool:
@@ -56,14 +64,16 @@ def wanted(deployment: Deployment, fleet: Fleet, now: float) -> bool:
     return now - since < max(deployment.idle_timeout_s, DEMAND_S_MIN)
 
 
-def _leaving(deployments: Mapping[str, Deployment], fleet: Fleet, replica: Replica, now: float) -> Iterator[Action]:
+def _leaving(
+    deployments: Mapping[str, Deployment], fleet: Fleet, replica: Replica, now: float
+) -> Iterator[Drain | Sleep | Stop]:
     """What a replica that should go is due.
 
     1. on a silent host: nothing.
     2. failed: stopped, so that its traces and leases are cleared.
-    3. draining: stopped once nothing is in flight, or its time is up.
+    3. draining: stopped, or put to sleep, once nothing is in flight; stopped when its time is up.
     4. ready and no longer due: drained.
-    5. starting and no longer due: stopped.
+    5. starting or asleep and no longer due: stopped.
     """
     model, deployment = replica.model, deployments.get(replica.model)
     if replica.unknown:
@@ -72,11 +82,16 @@ def _leaving(deployments: Mapping[str, Deployment], fleet: Fleet, replica: Repli
         yield Stop(model=model, replica=replica.id, reason=replica.error)
     elif replica.phase is Phase.DRAINING:
         drain_s = deployment.drain_timeout_s if deployment else DRAIN_S_DEFAULT
-        if replica.ready_at is None or replica.idle_at is not None or now - replica.phase_at >= drain_s:
+        overdue = now - replica.phase_at >= drain_s and not replica.patient
+        if replica.ready_at is not None and replica.idle_at is not None and replica.then is IdleAction.SLEEP:
+            yield Sleep(model=model, replica=replica.id)
+        elif replica.ready_at is None or replica.idle_at is not None or overdue:
             yield Stop(model=model, replica=replica.id, reason=replica.leaving)
     elif reason := _why_leave(deployment, fleet, replica, now):
         if replica.phase is Phase.READY:
-            yield Drain(model=model, replica=replica.id, reason=reason)
+            idle = reason == IDLE and deployment is not None
+            then = deployment.idle_action if idle and deployment is not None else IdleAction.STOP
+            yield Drain(model=model, replica=replica.id, reason=reason, then=then)
         else:
             yield Stop(model=model, replica=replica.id, reason=reason)
 
@@ -93,45 +108,61 @@ def _why_leave(deployment: Deployment | None, fleet: Fleet, replica: Replica, no
     older = [r for r in fleet.of(deployment.name) if (r.created_at, r.id) < (replica.created_at, replica.id)]
     if sum(r.phase not in (Phase.DRAINING, Phase.FAILED) for r in older) >= deployment.max_replicas:
         return "one more than max_replicas"
+    if replica.phase is Phase.SLEEPING:
+        return "it slept for long" if now - replica.phase_at >= deployment.sleep_timeout_s else ""
     if replica.phase is not Phase.READY or replica.idle_at is None or demand.held:
         return ""
     if len(older) < deployment.min_replicas:
         return ""
-    return "idle" if now - replica.idle_at >= deployment.idle_timeout_s else ""
+    return IDLE if now - replica.idle_at >= deployment.idle_timeout_s else ""
 
 
-def _arriving(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> Iterator[Action]:
-    leased = {gpu for replica in fleet.replicas.values() for gpu in replica.gpus}
-    free = [gpu.uuid for gpu in fleet.gpus if gpu.healthy and gpu.uuid not in leased]
-    launches = 0
-    for deployment in sorted(deployments.values(), key=lambda d: _turn(d, fleet)):
-        if fleet.of(deployment.name) or now < fleet.backoff.get(deployment.name, Backoff()).retry_at:
+def _pulls(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> Iterator[Action]:
+    for deployment in _in_turn(deployments, fleet):
+        if not _may_start(deployment, fleet, now):
             continue
-        weights = fleet.weights.get(deployment.name, Weights(state=WeightsState.ABSENT))
-        present = weights.state is WeightsState.PRESENT
-        want = wanted(deployment, fleet, now)
-        if not present and weights.state is not WeightsState.PULLING and (want or _pull_asked(deployment, fleet)):
+        state = fleet.weights.get(deployment.name, Weights(state=WeightsState.ABSENT)).state
+        asked = wanted(deployment, fleet, now) or _pull_asked(deployment, fleet)
+        if asked and state not in (WeightsState.PRESENT, WeightsState.PULLING):
             yield Pull(model=deployment.name)
-        if not want or not present or (deployment.gpus or 0) > len(free):
-            continue
-        gpus, free = tuple(free[: deployment.gpus or 0]), free[deployment.gpus or 0 :]
-        name = f"{_slug(deployment.name)}-{fleet.boot}-{fleet.serial + launches}"
-        launches += 1
-        yield Launch(model=deployment.name, replica=name, gpus=gpus)
+
+
+def _line(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> Line:
+    """All that could start now, were there room, in their turn; those whose needs are still being read come later."""
+    present = {name for name, weights in fleet.weights.items() if weights.state is WeightsState.PRESENT}
+    waiting = [
+        deployment
+        for deployment in _in_turn(deployments, fleet)
+        if deployment.name in present
+        and _may_start(deployment, fleet, now)
+        and wanted(deployment, fleet, now)
+        and deployment.name not in fleet.unfit
+        and (deployment.gpus is not None or deployment.name in fleet.needs)
+    ]
+    warm = frozenset(name for name, deployment in deployments.items() if deployment.min_replicas)
+    return line_up(waiting, deployments, fleet, warm, now)
+
+
+def _may_start(deployment: Deployment, fleet: Fleet, now: float) -> bool:
+    """It has no engine, but perhaps a sleeping one, and no failure to wait out."""
+    awake = [replica for replica in fleet.of(deployment.name) if replica.phase is not Phase.SLEEPING]
+    return not awake and now >= fleet.backoff.get(deployment.name, Backoff()).retry_at
+
+
+def _in_turn(deployments: Mapping[str, Deployment], fleet: Fleet) -> list[Deployment]:
+    return sorted(deployments.values(), key=lambda deployment: _turn(deployment, fleet))
 
 
 def _turn(deployment: Deployment, fleet: Fleet) -> tuple[int, float, str]:
-    """Sort key: higher priority first, then who has waited longest."""
+    """Sort key: higher priority first, then who has waited longest for a GPU, then who asked first."""
     asked_at = fleet.demand.get(deployment.name, Demand()).asked_at
-    return -deployment.priority, float("inf") if asked_at is None else asked_at, deployment.name
+    track = fleet.tracks.get(deployment.name)
+    queued = track is not None and track.phase is Phase.QUEUED
+    since = track.phase_at if track is not None and queued else asked_at
+    return -deployment.priority, float("inf") if since is None else since, deployment.name
 
 
 def _pull_asked(deployment: Deployment, fleet: Fleet) -> bool:
     """Whether `pull` was called and no attempt has failed since."""
     pull_at = fleet.demand.get(deployment.name, Demand()).pull_at
     return pull_at is not None and fleet.backoff.get(deployment.name, Backoff()).failed_at <= pull_at
-
-
-def _slug(model: str) -> str:
-    """A model's name as part of a file or container name."""
-    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:60]

@@ -21,6 +21,10 @@ class LaunchFailed(OrchestratorError):
     """The engine was not started; the message is one sentence."""
 
 
+class EngineUnreachable(OrchestratorError):
+    """An engine did not do what it was told; the message is one sentence."""
+
+
 class NotFound(OrchestratorError):
     """No such thing."""
 

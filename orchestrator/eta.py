@@ -54,11 +54,11 @@ def expect(model: str, engine: EngineKind, spec: str, history: Sequence[StartRec
     )
 
 
-def remaining_s(track: Track, weights: Weights | None, expected: Expected, now: float) -> float:
+def remaining_s(track: Track, weights: Weights | None, expected: Expected, now: float, *, wait_s: float = 0.0) -> float:
     """Seconds until ready, were the start to go as expected; never below 1, as Retry-After can't be.
 
     A cold model is counted as if its start began now. A phase that overruns counts as about to end: its
-    true rest is unknown, and the phases after it still count in full.
+    true rest is unknown, and the phases after it still count in full. `wait_s`: until its GPUs should be free.
     """
     cold = track.phase not in ORDER
     at = 0 if cold else ORDER.index(track.phase)
@@ -66,6 +66,8 @@ def remaining_s(track: Track, weights: Weights | None, expected: Expected, now: 
     rest = sum(expected.seconds.get(phase, 0.0) for phase in ORDER[at + 1 :] if phase is not Phase.QUEUED)
     if ORDER[at] is Phase.PULLING:
         current = _pull_s(weights, expected)
+    elif ORDER[at] is Phase.QUEUED:
+        current = wait_s
     else:
         current = max(expected.seconds.get(ORDER[at], 0.0) - elapsed_s, 0.0)
     return max(rest + current, 1.0)

@@ -12,6 +12,8 @@ A replica's phase, by what is seen of it (rows in order; first match wins):
     not listed                any          forgotten; a failure unless it was leaving or failed already
     exited                    any          failed, unless it was leaving
     listed                    leaving      as it was
+    listed, asleep            start…ready  sleeping, unless it is being woken
+    listed                    sleeping     as it was, until woken
     listed, healthy           start, load  ready
     listed                    start, load  failed after start_timeout_s; else what its log says
     listed, sick              ready        failed at the SICK_PROBES_MAX-th unhealthy probe in a row
@@ -19,15 +21,17 @@ A replica's phase, by what is seen of it (rows in order; first match wins):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.actions import Launch
 from orchestrator.decide import wanted
+from orchestrator.gpu import Gpu
 from orchestrator.model import (
     Backoff,
     Deployment,
     Fleet,
+    IdleAction,
     Instance,
     InstanceState,
     Phase,
@@ -38,6 +42,7 @@ from orchestrator.model import (
     Traffic,
     WeightsState,
 )
+from orchestrator.placement import lease_bytes, unfit
 
 LAUNCH_GRACE_S = 60.0
 SICK_PROBES_MAX = 3
@@ -86,6 +91,7 @@ def launched(fleet: Fleet, launch: Launch, deployment: Deployment, now: float) -
         phase_at=now,
         host=launch.host,
         gpus=launch.gpus,
+        gpu_bytes=launch.gpu_bytes,
     )
     return replace(fleet, serial=fleet.serial + 1, replicas={**fleet.replicas, replica.id: replica})
 
@@ -95,7 +101,7 @@ def landed(fleet: Fleet, replica_id: str, now: float) -> Fleet:
     replica = fleet.replicas.get(replica_id)
     if replica is None:
         return fleet
-    return replace(fleet, replicas={**fleet.replicas, replica_id: replace(replica, landed_at=now)})
+    return _with(fleet, replace(replica, landed_at=now))
 
 
 def stopped(fleet: Fleet, replica_id: str) -> Fleet:
@@ -106,13 +112,57 @@ def stopped(fleet: Fleet, replica_id: str) -> Fleet:
     return replace(fleet, replicas={key: value for key, value in fleet.replicas.items() if key != replica_id})
 
 
-def drained(fleet: Fleet, replica_id: str, reason: str, now: float) -> Fleet:
+def drained(
+    fleet: Fleet,
+    replica_id: str,
+    reason: str,
+    now: float,
+    *,
+    then: IdleAction = IdleAction.STOP,
+    patient: bool = False,
+) -> Fleet:
     """A replica gets no more requests."""
     replica = fleet.replicas.get(replica_id)
     if replica is None or replica.phase in LEAVES:
         return fleet
-    leaving = replace(replica, phase=Phase.DRAINING, phase_at=now, leaving=reason)
-    return replace(fleet, replicas={**fleet.replicas, replica_id: leaving})
+    return _with(
+        fleet, replace(replica, phase=Phase.DRAINING, phase_at=now, leaving=reason, then=then, patient=patient)
+    )
+
+
+def slept(fleet: Fleet, replica_id: str, now: float) -> Fleet:
+    """A replica was put to sleep."""
+    replica = fleet.replicas.get(replica_id)
+    if replica is None or replica.phase is not Phase.DRAINING:
+        return fleet
+    return _with(fleet, replace(replica, phase=Phase.SLEEPING, phase_at=now, idle_at=None, leaving="", woken_at=None))
+
+
+def sleepless(fleet: Fleet, replica_id: str) -> Fleet:
+    """It could not be put to sleep: it is stopped instead."""
+    replica = fleet.replicas.get(replica_id)
+    return fleet if replica is None else _with(fleet, replace(replica, then=IdleAction.STOP))
+
+
+def woken(fleet: Fleet, replica_id: str, now: float) -> Fleet:
+    """A replica was told to wake; its health says when it has."""
+    replica = fleet.replicas.get(replica_id)
+    if replica is None or replica.phase is not Phase.SLEEPING:
+        return fleet
+    waking = Progress(phase=Phase.LOADING, note="waking up")
+    return _with(fleet, replace(replica, phase=Phase.LOADING, phase_at=now, woken_at=now, progress=waking))
+
+
+def _with(fleet: Fleet, replica: Replica) -> Fleet:
+    return replace(fleet, replicas={**fleet.replicas, replica.id: replica})
+
+
+def broken(fleet: Fleet, replica_id: str, error: str, now: float) -> Fleet:
+    """A replica turned out to be of no use."""
+    replica = fleet.replicas.get(replica_id)
+    if replica is None or replica.phase in LEAVES:
+        return fleet
+    return failed(_with(fleet, _fail(replica, error, now)), replica.model, error, now)
 
 
 def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool = False, served: bool = False) -> Fleet:
@@ -153,9 +203,13 @@ def track(fleet: Fleet, deployments: Mapping[str, Deployment], now: float) -> Fl
 def phase_of(fleet: Fleet, deployment: Deployment, now: float) -> Phase:
     """The phase of a model as its users see it: that of the replica nearest to ready, else its wait."""
     phases = {replica.phase for replica in fleet.of(deployment.name)}
-    for phase in (Phase.READY, Phase.SLEEPING, Phase.LOADING, Phase.STARTING, Phase.DRAINING):
+    for phase in (Phase.READY, Phase.LOADING, Phase.STARTING, Phase.DRAINING):
         if phase in phases:
             return phase
+    if Phase.SLEEPING in phases:
+        return Phase.QUEUED if wanted(deployment, fleet, now) else Phase.SLEEPING
+    if deployment.name in fleet.unfit:
+        return Phase.FAILED
     weights = fleet.weights.get(deployment.name)
     if weights is not None and weights.state is WeightsState.PULLING:
         return Phase.PULLING
@@ -195,11 +249,17 @@ def _next(
         endpoint=instance.endpoint or old.endpoint,
         host=instance.host,
         gpus=instance.gpus or old.gpus,
+        gpu_bytes=instance.gpu_bytes or old.gpu_bytes,
+        gpu_fixed_bytes=seen.fixed_bytes.get(old.id, 0) * len(instance.gpus) or old.gpu_fixed_bytes,
     )
     if new.phase in LEAVES:
         return new
     if instance.state is InstanceState.EXITED:
         return _fail(new, seen.failures.get(new.id) or instance.reason or "the engine ended", now)
+    if new.phase is Phase.SLEEPING:
+        return new
+    if seen.asleep.get(new.id) and new.woken_at is None:  # one that we wake may still say so for a while
+        return replace(new, phase=Phase.SLEEPING, phase_at=now, idle_at=None, progress=Progress())
     if new.phase is Phase.READY:
         return _judged(new, seen.healthy.get(new.id), now)
     return _starting(new, deployment, seen, now)
@@ -226,7 +286,7 @@ def _starting(old: Replica, deployment: Deployment | None, seen: Sighting, now: 
     if seen.healthy.get(old.id):
         return replace(old, phase=Phase.READY, phase_at=now, ready_at=now, idle_at=now, progress=Progress())
     timeout_s = deployment.start_timeout_s if deployment else 0.0
-    if deployment and now - old.created_at >= timeout_s:
+    if deployment and now - (old.woken_at or old.created_at) >= timeout_s:
         return _fail(old, f"the engine was not ready within {timeout_s:g} s", now)
     progress = seen.progress.get(old.id, old.progress)
     if progress.phase is Phase.LOADING and old.phase is Phase.STARTING:
@@ -247,6 +307,7 @@ def _adopted(instance: Instance, seen: Sighting, now: float) -> Replica:
         endpoint=instance.endpoint,
         host=instance.host,
         gpus=instance.gpus,
+        gpu_bytes=instance.gpu_bytes,
         landed_at=now,
         adopted=True,
         unknown=instance.state is InstanceState.UNKNOWN,
@@ -254,7 +315,7 @@ def _adopted(instance: Instance, seen: Sighting, now: float) -> Replica:
     if replica.unknown:
         return replica
     if instance.state is InstanceState.RUNNING:
-        return _starting(replica, None, seen, now)
+        return _next(replica, instance, None, seen, now) or replica
     return replace(replica, phase=Phase.DRAINING, leaving="found ended")
 
 
@@ -269,7 +330,34 @@ def _with_surroundings(fleet: Fleet, seen: Sighting, now: float) -> Fleet:
         else fleet.weights_at.get(model, now)
         for model, weights in seen.weights.items()
     }
-    return replace(fleet, weights=seen.weights, weights_at=since, demand=seen.demand, gpus=seen.gpus)
+    gpus = fleet.gpus if seen.gpus is None else seen.gpus
+    known = {model: need for model, need in seen.needs.items() if seen.gpus is not None}
+    return replace(
+        fleet,
+        weights=seen.weights,
+        weights_at=since,
+        demand=seen.demand,
+        gpus=gpus,
+        foreign=_foreign(fleet, gpus),
+        places=seen.places,
+        needs=seen.needs,
+        unfit={model: reason for model, need in known.items() if (reason := unfit(need, gpus))},
+    )
+
+
+def _foreign(fleet: Fleet, gpus: Sequence[Gpu]) -> dict[str, int]:
+    """What other programs use of each GPU: what is used, less what we lease.
+
+    While an engine of ours comes or goes, its use tells nothing of theirs: then what was known stands.
+    """
+    found = {}
+    for gpu in gpus:
+        holders = [replica for replica in fleet.replicas.values() if gpu.uuid in replica.gpus]
+        leased = sum(lease_bytes(holder, gpu) for holder in holders)
+        steady = all(holder.phase in (Phase.READY, Phase.SLEEPING) for holder in holders)
+        others = max(gpu.memory_bytes - gpu.free_bytes - leased, 0)
+        found[gpu.uuid] = others if steady else fleet.foreign.get(gpu.uuid, others)
+    return found
 
 
 def _with_traffic(replicas: Mapping[str, Replica], seen: Sighting, now: float) -> dict[str, Replica]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orchestrator.gpu import Gpu
+from orchestrator.gpu import Gpu, Need, Wait
 
 
 class Phase(StrEnum):
@@ -80,6 +80,8 @@ class Deployment:
     """For how many requests of full length the KV cache has room, where the GPU is shared."""
     residency_min_s: float = 60.0
     """Once ready it is not evicted for this long, but by a higher priority."""
+    turn_max_s: float = 120.0
+    """However busy, it makes room for one of the same priority that has waited for this long."""
     idle_action: IdleAction = IdleAction.STOP
     sleep_level: int = 1
     """vLLM's: 1 keeps the weights in the machine's memory, 2 drops them."""
@@ -240,6 +242,16 @@ class Replica:
     host: str = ""
     unknown: bool = False
     """Its host does not answer: it is left as it is."""
+    gpu_bytes: int = 0
+    """Its lease of each of its GPUs; 0: all of it."""
+    then: IdleAction = IdleAction.STOP
+    """What follows when it has drained."""
+    patient: bool = False
+    """It may take its time to drain."""
+    woken_at: float | None = None
+    """When it was last told to wake."""
+    gpu_fixed_bytes: int = 0
+    """As `StartRecord.gpu_fixed_bytes`."""
     progress: Progress = field(default_factory=Progress)
     sick_probes: int = 0
     leaving: str = ""
@@ -285,7 +297,15 @@ class Sighting:
     weights: Mapping[str, Weights] = field(default_factory=dict)
     demand: Mapping[str, Demand] = field(default_factory=dict)
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[Gpu, ...] | None = ()
+    """None: not known yet."""
+    places: tuple[str, ...] = ()
+    """The hosts that answer; none on a runtime with only one."""
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    asleep: Mapping[str, bool] = field(default_factory=dict)
+    """Replica id to whether it says that it sleeps; absent: not asked, or it can't."""
+    fixed_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Replica id to what its log says that it took of each GPU, but for the KV cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,6 +322,13 @@ class Fleet:
     """When each model was last seen ready: older demand has been met."""
     tracks: Mapping[str, Track] = field(default_factory=dict)
     gpus: tuple[Gpu, ...] = ()
+    foreign: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each GPU that other programs use."""
+    places: tuple[str, ...] = ()
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """Models that can never run on these GPUs, and why."""
+    waits: Mapping[str, Wait] = field(default_factory=dict)
     serial: int = 0
     """How many replicas have been launched; with `boot` it names the next."""
     boot: str = "boot"
@@ -332,3 +359,5 @@ class StartRecord:
     error: str = ""
     pulled_bytes: int = 0
     weights_bytes: int = 0
+    gpu_fixed_bytes: int = 0
+    """What the engine took of all its GPUs but for the KV cache; 0: it did not say."""

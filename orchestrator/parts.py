@@ -76,7 +76,7 @@ def _docker(settings: RuntimeSettings, data: Path, instance: str, reader: GpuRea
         caches=(settings.caches_dir or data / "engine-caches").resolve(),
         local_gpus=LocalGpus(reader),
     )
-    images = DockerImages(runtime.hosts.values())
+    images = DockerImages(runtime.hosts.values(), on_present=runtime.probe_with)
     runtime.on_missing_image = images.forget
     return Parts(
         runtime=runtime,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Protocol
 
-from orchestrator.gpu import Gpu, Grant
+from orchestrator.gpu import Gpu, Grant, ModelShape
 from orchestrator.model import Deployment, Instance, LaunchSpec, Progress, StartRecord, Weights
 
 
@@ -51,8 +51,11 @@ class Runtime(Protocol):
     async def log_tail(self, replica: str, *, tail_bytes: int) -> str:
         """The end of the engine's output as text, undecodable bytes replaced; empty when there is none."""
 
-    async def gpus(self) -> tuple[Gpu, ...]:
-        """The GPUs that replicas may lease; empty on a machine without."""
+    async def gpus(self) -> tuple[Gpu, ...] | None:
+        """The GPUs that replicas may lease; empty on a machine without; None when that is not known yet."""
+
+    def places(self) -> tuple[str, ...]:
+        """The hosts that answered the last listing; none on a runtime that has only one, without a name."""
 
     def watch(self, changed: Callable[[], None]) -> None:
         """From now on call `changed`, on the running event loop, when something may have changed.
@@ -106,6 +109,28 @@ class Engine(Protocol):
 
     def progress(self, log_tail: str) -> Progress:
         """How far a start has come, from the end of the engine's log."""
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether it runs on GPUs when it may choose."""
+
+    def shape(self, deployment: Deployment, weights_path: str | None) -> ModelShape | None:
+        """What the weights' folder tells of the memory that the model needs; None where it can't be told. Blocks."""
+
+    def fixed_bytes(self, log_tail: str) -> int | None:
+        """What the engine took of each GPU but for the KV cache, as its log says once it is ready."""
+
+    def sleeps(self, deployment: Deployment) -> bool:
+        """Whether this one can sleep; it is asked whether it does before anything is sent to it."""
+
+    async def asleep(self, endpoint: str) -> bool:
+        """Whether the engine says that it sleeps. Raises `errors.EngineUnreachable`."""
+
+    async def sleep(self, endpoint: str, deployment: Deployment) -> None:
+        """Put it to sleep; returns when it does. Nothing may be in flight. Raises `errors.EngineUnreachable`."""
+
+    async def wake(self, endpoint: str, deployment: Deployment) -> None:
+        """Wake it; returns when it is awake. Raises `errors.EngineUnreachable`."""
 
     def failure(self, log_tail: str, exit_code: int | None) -> str:
         """Why the engine ended, in one sentence, from its own last error line."""

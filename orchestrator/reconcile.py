@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import structlog
 
 from orchestrator import fleet as step
-from orchestrator.actions import Action, Drain, Launch, Pull, Stop
+from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
 from orchestrator.activator import Activator, Lane, Route
-from orchestrator.decide import decide
-from orchestrator.errors import LaunchFailed, OrchestratorError, PreflightFailed, RuntimeUnavailable, WeightsError
+from orchestrator.decide import decide, waits
+from orchestrator.effects import GRACE_S_DEFAULT, Effects
+from orchestrator.errors import RuntimeUnavailable
 from orchestrator.eta import Expected, expect
-from orchestrator.gpu import Grant
 from orchestrator.metrics import Metrics
-from orchestrator.model import Deployment, EngineKind, Fleet, Instance, LaunchSpec, Phase, Sighting, StartRecord
+from orchestrator.model import Deployment, EngineKind, Fleet, Instance, Phase, Sighting, StartRecord
+from orchestrator.needs import Needs
 from orchestrator.ports import Clock, Engine, History, Runtime, WeightsStore
 from orchestrator.scout import STARTING_PROBE_S, Scout
 from orchestrator.starts import ended_starts
@@ -33,8 +35,6 @@ FIRST_PROBES_S = 1.0
 """How long the first pass waits to hear from engines that outlived us, so that they are adopted as ready."""
 HISTORY_STARTS_MAX = 200
 SETTLE_S = 2.0
-EFFECTS_MAX = 64
-"""Effects under way at once; what does not fit is decided again."""
 
 log = structlog.get_logger()
 
@@ -73,14 +73,12 @@ class Reconciler:
         self.passed_at = clock.monotonic()
         self._pass_end = asyncio.Event()
         self._lanes: dict[str, Lane] = {}
-        self._effects: dict[tuple[type, str], asyncio.Task[None]] = {}
-        self._ended: list[tuple[type, str]] = []
-        self._tasks: asyncio.TaskGroup | None = None
-        self._outcomes: list[Callable[[Fleet, float], Fleet]] = []
+        self._effects = Effects(runtime=runtime, weights=weights, engines=engines, metrics=metrics, wake=self.wake)
+        self._needs = Needs(engines=engines, spawn=self._effects.spawn, wake=self.wake)
         self._past: tuple[StartRecord, ...] = ()
         self._last_replica: dict[str, str] = {}
         self._expected: dict[str, Expected] = {}
-        self._scout = Scout(runtime=runtime, engines=engines, spawn=self._spawn, wake=self.wake)
+        self._scout = Scout(runtime=runtime, engines=engines, spawn=self._effects.spawn, wake=self.wake)
 
     @property
     def fleet(self) -> Fleet:
@@ -93,7 +91,7 @@ class Reconciler:
 
     def forgive(self, model: str) -> None:
         """Somebody asked for the model by hand: its next attempt is now."""
-        self._outcome(lambda fleet, _: step.forgiven(fleet, model))
+        self._effects.outcome(lambda fleet, _: step.forgiven(fleet, model))
 
     async def settled(self) -> None:
         """Wait until a pass has seen what was asked for before, at most `SETTLE_S`."""
@@ -109,8 +107,9 @@ class Reconciler:
 
     async def run(self, started: asyncio.Event) -> None:
         """Pass after pass until cancelled; `started` is set once what outlived us has been adopted."""
-        async with asyncio.TaskGroup() as self._tasks:
-            self._spawn(self._recall())
+        async with asyncio.TaskGroup() as tasks:
+            self._effects.run_in(tasks)
+            self._effects.spawn(self._recall())
             await self._pass()
             await self._scout.settled(FIRST_PROBES_S)
             while True:
@@ -140,12 +139,7 @@ class Reconciler:
             return
 
     async def _pass(self) -> None:
-        # Before the listing, which so is never older than they are. An effect counts as under way until then, so that
-        # none is decided anew before what came of it is known.
-        known, self._outcomes = self._outcomes, []
-        ended, self._ended = self._ended, []
-        for key in ended:
-            del self._effects[key]
+        known = self._effects.outcomes()  # before the listing, which so is never older than they are
         instances, gpus = await self._list(), await self._runtime.gpus()
         now = self._clock.monotonic()
         before = self._fleet
@@ -161,10 +155,15 @@ class Reconciler:
             demand=self._activator.demand(),
             traffic={replica: lane.traffic() for replica, lane in self._lanes.items()},
             gpus=gpus,
+            places=self._runtime.places(),
+            asleep=report.asleep,
+            fixed_bytes=report.fixed_bytes,
+            needs=self._needs.look(self.deployments, self._fleet.weights, self._past),
         )
         self._fleet = step.advance(self._fleet, self.deployments, sighting, now)
         for action in decide(self.deployments, self._fleet, now):
             self._act(action, now)
+        self._fleet = replace(self._fleet, waits=waits(self.deployments, self._fleet, now))
         self._fleet = step.track(self._fleet, self.deployments, now)
         self._remember(before, now)
         self._lay_lanes()
@@ -183,99 +182,28 @@ class Reconciler:
             log.warning("runtime_unknown", error=str(error))
             return None
 
-    # --- acting ---
-
     def _act(self, action: Action, now: float) -> None:
         """Begin an action's effect, unless the same one is under way."""
-        match action:
-            case Drain(model=model, replica=replica, reason=reason):
-                self._fleet = step.drained(self._fleet, replica, reason, now)
-                log.info("draining", model=model, replica=replica, reason=reason)
-                self.wake()
-            case Stop(model=model, replica=replica):
-                if (Launch, model) not in self._effects and self._begin((Stop, replica), self._stop(action)):
-                    self._fleet = step.drained(self._fleet, replica, action.reason, now)
-            case Pull(model=model):
-                self._begin((Pull, model), self._pull(self.deployments[model]))
-            case Launch(model=model):
-                deployment = self.deployments[model]
-                if self._begin((Launch, model), self._launch(action, deployment)):
-                    self._fleet = step.launched(self._fleet, action, deployment, now)
-
-    def _begin(self, key: tuple[type, str], effect: Coroutine[None, None, None]) -> bool:
-        if key in self._effects or len(self._effects) >= EFFECTS_MAX or self._tasks is None:
-            effect.close()
-            return False
-        task = self._tasks.create_task(self._supervised(key, effect))
-        self._effects[key] = task
-        return True
-
-    async def _supervised(self, key: tuple[type, str], effect: Coroutine[None, None, None]) -> None:
-        """Run an effect to its end. One that fails is logged and decided again; it never ends the loop."""
-        try:
-            await effect
-        except Exception as error:
-            self._metrics.loop_errors.labels(key[0].__name__.lower()).inc()
-            expected = isinstance(error, OrchestratorError | OSError)
-            log.error("effect_failed", effect=key[0].__name__, on=key[1], error=str(error), exc_info=not expected)
-        finally:
-            self._ended.append(key)
-            self.wake()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        if self._tasks is None:
-            work.close()
-            return
-        self._tasks.create_task(work)
-
-    async def _pull(self, deployment: Deployment) -> None:
-        model = deployment.name
-        log.info("pulling", model=model, source=deployment.source)
-        self.wake()
-        try:
-            await self._weights.pull(deployment)
-        except WeightsError as error:
-            text, permanent = str(error), error.permanent
-            self._outcome(lambda fleet, now: step.failed(fleet, model, text, now, permanent=permanent))
-            raise
-        log.info("pulled", model=model)
-
-    async def _launch(self, action: Launch, deployment: Deployment) -> None:
-        engine = self._engines[deployment.engine]
-        weights = self._fleet.weights.get(deployment.name)
-        path = weights.path if weights else None
-        try:
-            await asyncio.to_thread(engine.preflight, deployment, path)
-            spec = LaunchSpec(
-                id=action.replica,
-                model=deployment.name,
-                spec=deployment.spec,
-                argv=engine.argv(deployment, path, Grant(gpus=len(action.gpus))),
-                env=tuple({**engine.env(deployment), **dict(deployment.env)}.items()),
-                image=deployment.image,
-                weights=path,
-                host=action.host,
-                gpus=action.gpus,
-            )
-            await self._runtime.launch(spec)
-        except Exception as error:
-            text = str(error) if isinstance(error, OrchestratorError | OSError) else "the launch failed: see the log"
-            sure = isinstance(error, PreflightFailed | LaunchFailed)
-            self._outcome(lambda fleet, now: step.launch_failed(fleet, action, text, now, sure=sure))
-            raise
-        self._outcome(lambda fleet, now: step.landed(fleet, action.replica, now))
-        log.info("launched", model=deployment.name, replica=action.replica)
-
-    async def _stop(self, action: Stop) -> None:
         deployment = self.deployments.get(action.model)
-        log.info("stopping", model=action.model, replica=action.replica, reason=action.reason)
-        await self._runtime.stop(action.replica, grace_s=deployment.drain_timeout_s if deployment else 10.0)
-        self._outcome(lambda fleet, _: step.stopped(fleet, action.replica))
-
-    def _outcome(self, fold: Callable[[Fleet, float], Fleet]) -> None:
-        """Hand the loop what came of an effect; the next pass folds it in."""
-        self._outcomes.append(fold)
-        self.wake()
+        match action:
+            case Drain(replica=replica, reason=reason, then=then, patient=patient):
+                self._fleet = step.drained(self._fleet, replica, reason, now, then=then, patient=patient)
+                log.info("draining", model=action.model, replica=replica, reason=reason)
+                self.wake()
+            case Stop(replica=replica, reason=reason):
+                if self._effects.stop(action, deployment.drain_timeout_s if deployment else GRACE_S_DEFAULT):
+                    self._fleet = step.drained(self._fleet, replica, reason, now)
+            case Pull() if deployment is not None:
+                self._effects.pull(deployment)
+            case Launch() if deployment is not None:
+                weights = self._fleet.weights.get(deployment.name)
+                if self._effects.launch(action, deployment, weights.path if weights else None):
+                    self._fleet = step.launched(self._fleet, action, deployment, now)
+            case Sleep(replica=replica) if deployment is not None:
+                self._effects.sleep(self._fleet.replicas[replica], deployment)
+            case Wake(replica=replica) if deployment is not None:
+                if self._effects.wake(self._fleet.replicas[replica], deployment):
+                    self._fleet = step.woken(self._fleet, replica, now)
 
     # --- telling ---
 
@@ -325,4 +253,6 @@ class Reconciler:
             backoff=self._fleet.backoff.get(name),
             replicas=replicas,
             last_replica=self._last_replica.get(name),
+            wait=self._fleet.waits.get(name),
+            unfit=self._fleet.unfit.get(name, ""),
         )

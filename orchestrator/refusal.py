@@ -17,14 +17,18 @@ def refusal(route: Route, now: float, *, retry_after_max_s: int, closing: bool =
     """The answer, with its headers and status.
 
     1. The service is ending: 503.
-    2. It failed, and trying again can't help before somebody acts: 400.
-    3. It failed, and will be tried again: 503 ``model_failed``, Retry-After the next attempt.
-    4. It waits for a GPU or a pull slot: 503 ``no_capacity``.
-    5. It is on its way: 503 ``model_cold``, Retry-After the expected rest.
+    2. It can never fit on these GPUs: 400, with the arithmetic.
+    3. It failed, and trying again can't help before somebody acts: 400.
+    4. It failed, and will be tried again: 503 ``model_failed``, Retry-After the next attempt.
+    5. It waits for a GPU or a pull slot: 503 ``no_capacity``.
+    6. It is on its way: 503 ``model_cold``, Retry-After the expected rest.
     """
     model = route.deployment.name
     if closing:
         return _503("the service is restarting; come back in a moment", "model_cold", COME_BACK_S)
+    if route.unfit and not route.lanes:
+        message = f"{model} does not fit on these GPUs: {route.unfit}"
+        return ApiError(400, message, code="model_too_large", param="model", extra=_status(route, now))
     if route.given_up(now) and route.backoff is not None:
         wait_s = retry_after_s(route.backoff.retry_at - now, retry_after_max_s)
         message = f"{model} could not be started: {route.backoff.error}"
@@ -32,7 +36,7 @@ def refusal(route: Route, now: float, *, retry_after_max_s: int, closing: bool =
             return ApiError(400, message, code="model_failed", param="model", extra=_status(route, now))
         return _503(message, "model_failed", wait_s, _status(route, now))
     wait_s = retry_after_s(route.eta_s(now) or COME_BACK_S, retry_after_max_s)
-    code = "no_capacity" if route.track.phase is Phase.QUEUED and route.deployment.gpus else "model_cold"
+    code = "no_capacity" if route.track.phase is Phase.QUEUED and route.wait is not None else "model_cold"
     return _503(f"{model} is {describe(route)}", code, wait_s, _status(route, now))
 
 
@@ -43,7 +47,9 @@ def describe(route: Route) -> str:
     if phase is Phase.PULLING:
         return f"starting: pulling {route.weights.what if route.weights else 'weights'}{percent}"
     if phase is Phase.QUEUED:
-        return "starting: waiting for its turn"
+        if route.wait is None:
+            return "starting: waiting for its turn"
+        return f"waiting for a GPU, {ordinal(route.wait.place)} in line"
     if phase in (Phase.STARTING, Phase.LOADING):
         note = note_of(route)
         return f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"
@@ -52,6 +58,12 @@ def describe(route: Route) -> str:
     if phase is Phase.FAILED:
         return "failed; the next request tries again"
     return "ready" if phase is Phase.READY else "cold; its start begins now"
+
+
+def ordinal(place: int) -> str:
+    """``1st``, ``2nd``, ``11th``."""
+    suffix = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place}{suffix}"
 
 
 def progress(route: Route) -> float | None:

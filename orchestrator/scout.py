@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EngineUnreachable, OrchestratorError
 from orchestrator.model import Deployment, EngineKind, Fleet, Instance, InstanceState, Phase, Progress
 from orchestrator.ports import Engine, Runtime
 from orchestrator.upstream import Pool, Timeouts, UpstreamError
@@ -29,7 +29,9 @@ class Report:
     """Those it was given, but ended ones whose log is still being read count as ending: an end is told
     together with its cause, a few milliseconds on."""
     healthy: Mapping[str, bool]
+    asleep: Mapping[str, bool]
     progress: Mapping[str, Progress]
+    fixed_bytes: Mapping[str, int]
     failures: Mapping[str, str]
 
 
@@ -53,7 +55,9 @@ class Scout:
         self._busy: set[str] = set()
         self._news = asyncio.Event()
         self._healthy: dict[str, bool] = {}
+        self._asleep: dict[str, bool] = {}
         self._progress: dict[str, Progress] = {}
+        self._fixed_bytes: dict[str, int] = {}
         self._failures: dict[str, str] = {}
 
     def look(
@@ -65,14 +69,17 @@ class Scout:
             deployment = deployments.get(instance.model)
             if deployment is not None and instance.id not in self._busy:
                 self._send(instance, deployment, fleet, now)
-        for memory in (self._due, self._log_due, self._progress, self._failures):
+        for memory in (self._due, self._log_due, self._progress, self._fixed_bytes, self._failures):
             for gone in memory.keys() - here.keys():
                 del memory[gone]
         healthy, self._healthy = self._healthy, {}
+        asleep, self._asleep = self._asleep, {}
         return Report(
             instances=tuple(self._explained(i, fleet) for i in instances),
             healthy=healthy,
+            asleep=asleep,
             progress=dict(self._progress),
+            fixed_bytes=dict(self._fixed_bytes),
             failures=dict(self._failures),
         )
 
@@ -95,7 +102,7 @@ class Scout:
             if instance.id not in self._failures:
                 self._begin(instance.id, self._autopsy(instance, deployment))
         elif instance.state is InstanceState.RUNNING and instance.endpoint and now >= self._due.get(instance.id, 0):
-            if replica is not None and replica.phase in (Phase.DRAINING, Phase.FAILED):
+            if replica is not None and replica.phase in (Phase.DRAINING, Phase.FAILED, Phase.SLEEPING):
                 return
             ready = replica is not None and replica.phase is Phase.READY
             read_log = not ready and now >= self._log_due.get(instance.id, 0)
@@ -116,14 +123,26 @@ class Scout:
             self._news.set()
 
     async def _probe(self, instance: Instance, endpoint: str, deployment: Deployment, *, read_log: bool) -> None:
-        path = self._engines[deployment.engine].health_path(deployment)
-        healthy = await answers(endpoint, path)
-        self._healthy[instance.id] = healthy
-        if read_log and not healthy:
+        engine = self._engines[deployment.engine]
+        healthy = await answers(endpoint, engine.health_path(deployment))
+        if healthy and engine.sleeps(deployment):
+            healthy = await self._ask_sleeper(instance.id, endpoint, engine)
+        if read_log:
             tail = await self._log_tail(instance.id)
-            self._progress[instance.id] = self._engines[deployment.engine].progress(tail)
+            self._progress[instance.id] = engine.progress(tail)
+            if healthy and instance.gpus and (taken := engine.fixed_bytes(tail)) is not None:
+                self._fixed_bytes[instance.id] = taken
+        self._healthy[instance.id] = healthy
         if healthy or read_log:
             self._wake()
+
+    async def _ask_sleeper(self, replica: str, endpoint: str, engine: Engine) -> bool:
+        """Whether it may be sent requests: its health says nothing of its sleep."""
+        try:
+            self._asleep[replica] = await engine.asleep(endpoint)
+        except EngineUnreachable:
+            return False
+        return not self._asleep[replica]
 
     async def _autopsy(self, instance: Instance, deployment: Deployment) -> None:
         tail = await self._log_tail(instance.id)

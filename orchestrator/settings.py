@@ -131,6 +131,7 @@ class Lifecycle(Table):
     share_gpus: bool = Field(True, description="take only what is needed of a GPU, so that others fit beside it")
     kv_requests: Count = Field(4, description="on a shared GPU: requests of full length that the KV cache has room for")
     residency_min_s: Seconds = Field(60, description="once ready, not evicted for this long but by a higher priority")
+    turn_max_s: Seconds = Field(120, description="a busy model makes room for one that has waited this long for a GPU")
     idle_action: IdleAction = Field(IdleAction.STOP, description="stop, or sleep: keep what makes a quick start (vLLM)")
     sleep_level: int = Field(1, ge=1, le=2, description="1: weights wait in the machine's memory; 2: they are dropped")
     sleep_timeout_s: Seconds = Field(1800, description="an engine that slept this long is stopped")
@@ -171,6 +172,7 @@ class ModelSettings(Table):
     share_gpus: bool | None = None
     kv_requests: Count | None = None
     residency_min_s: Seconds | None = None
+    turn_max_s: Seconds | None = None
     idle_action: IdleAction | None = None
     sleep_level: int | None = Field(None, ge=1, le=2)
     sleep_timeout_s: Seconds | None = None

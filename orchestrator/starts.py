@@ -49,6 +49,7 @@ def _record(fleet: Fleet, deployment: Deployment, track: Track, unix: float, now
         error=backoff.error if failed and backoff else "",
         pulled_bytes=_bytes(weights) if Phase.PULLING in seconds else 0,
         weights_bytes=_bytes(weights),
+        gpu_fixed_bytes=replicas[-1].gpu_fixed_bytes if replicas else 0,
     )
 
 

@@ -112,6 +112,10 @@ class FakeRuntime:
         except NotFound:
             return ""
 
+    def places(self) -> tuple[str, ...]:
+        """Only this one."""
+        return ()
+
     def watch(self, changed: Callable[[], None]) -> None:
         """See `ports.Runtime.watch`. No news."""
 

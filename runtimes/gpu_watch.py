@@ -25,6 +25,10 @@ class GpuSource(Protocol):
     def known(self) -> tuple[Gpu, ...]:
         """As of the last look."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether a look has succeeded yet."""
+
     async def gpus(self) -> tuple[Gpu, ...]:
         """As of now, or of a moment ago. Never raises."""
 
@@ -38,6 +42,7 @@ class LocalGpus:
         self._looked_at: float | None = None
         self._look: asyncio.Future[Inventory] | None = None
         self.known: tuple[Gpu, ...] = ()
+        self.ready = False
 
     async def gpus(self) -> tuple[Gpu, ...]:
         """As of a moment ago. Never raises; waits `LOOK_WAIT_S` at most."""
@@ -47,7 +52,7 @@ class LocalGpus:
             self._look = asyncio.ensure_future(asyncio.to_thread(self._reader.look))
         done, _ = await asyncio.wait((self._look,), timeout=LOOK_WAIT_S)
         if done:
-            found, self._look = self._look.result(), None
+            found, self._look, self.ready = self._look.result(), None, True
             self.known = found.gpus if found.absent or not found.problem else _unfit(self.known, found.problem)
         self._looked_at = self._now()
         return self.known
@@ -62,6 +67,7 @@ class NoGpus:
     """A host whose GPUs nobody can tell."""
 
     known: tuple[Gpu, ...] = ()
+    ready = True
 
     async def gpus(self) -> tuple[Gpu, ...]:
         """None."""

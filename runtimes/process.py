@@ -126,6 +126,10 @@ class ProcessRuntime:
         """See `ports.Runtime.gpus`."""
         return await self._gpus.gpus()
 
+    def places(self) -> tuple[str, ...]:
+        """Only this one."""
+        return ()
+
     def watch(self, changed: Callable[[], None]) -> None:
         """No news: the loop's own tick is what notices an end."""
 

@@ -9,7 +9,9 @@ from orchestrator.model import Phase, StartRecord
 from storage.catalog import Catalog, CatalogError
 
 STARTS_KEPT_MAX = 10_000
-_COLUMNS = "started_at, model, replica, spec, engine, seconds, outcome, error, pulled_bytes, weights_bytes"
+_COLUMNS = (
+    "started_at, model, replica, spec, engine, seconds, outcome, error, pulled_bytes, weights_bytes, gpu_fixed_bytes"
+)
 
 
 class DuckHistory:
@@ -33,7 +35,7 @@ class DuckHistory:
 
 def _insert(connection: Any, start: StartRecord) -> None:
     connection.execute(
-        f"INSERT INTO starts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO starts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             start.started_at_unix,
             start.model,
@@ -45,6 +47,7 @@ def _insert(connection: Any, start: StartRecord) -> None:
             start.error,
             start.pulled_bytes,
             start.weights_bytes,
+            start.gpu_fixed_bytes,
         ],
     )
     oldest = "SELECT started_at FROM starts ORDER BY started_at DESC OFFSET ? LIMIT 1"
@@ -69,4 +72,5 @@ def _start(row: tuple[Any, ...]) -> StartRecord:
         error=row[7],
         pulled_bytes=row[8],
         weights_bytes=row[9],
+        gpu_fixed_bytes=row[10] or 0,
     )

@@ -15,6 +15,7 @@ from tests.values import PRESENT, deployment, fleet, replica
 
 ABSENT = Weights(state=WeightsState.ABSENT)
 ASKED = Demand(asked_at=50.0)
+GB = 10**9
 
 
 def actions(known: Fleet, now: float = 60.0, **settings: Any) -> tuple[Action, ...]:
@@ -96,8 +97,8 @@ def test_gpus_are_leased_once_by_priority_then_patience() -> None:
         for name, priority in (("late", 0), ("early", 0), ("urgent", 5), ("big", 9))
     }
     models["big"] = replace(models["big"], gpus=4)
-    gpus = (*(Gpu(uuid=f"G{n}", memory_bytes=1, free_bytes=1) for n in range(3)),)
-    gpus = (*gpus, Gpu(uuid="G3", memory_bytes=1, free_bytes=1, healthy=False))
+    gpus = (*(Gpu(uuid=f"G{n}", memory_bytes=80 * GB, free_bytes=80 * GB) for n in range(3)),)
+    gpus = (*gpus, Gpu(uuid="G3", memory_bytes=80 * GB, free_bytes=80 * GB, healthy=False))
     asked = {"late": 30.0, "early": 10.0, "urgent": 40.0, "big": 1.0}
     busy = replica(Phase.READY, "other", of=deployment("other"), gpus=("G0",), idle_at=None)
     known = Fleet(

@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,12 +19,15 @@ from docker.utils import kwargs_from_env
 
 from orchestrator.errors import RuntimeUnavailable
 from runtimes.docker import container
+from runtimes.docker.paths import own_mounts
 
 CALL_TIMEOUT_S = 20
 LIST_WAIT_S = 2.0
 """How long a listing may take before its host counts as silent; the call itself goes on, and is not doubled."""
 THREADS_MAX = 8
 RECONNECT_S = 1.0
+GATEWAY_FAULTS = (502, 503, 504)
+"""What a proxy before a socket says when the daemon behind it is silent."""
 
 T = TypeVar("T")
 
@@ -58,6 +61,7 @@ class DockerHost:
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix=f"docker-{address.name or 'local'}")
         self._clients = threading.local()
         self._listing: Future[list[dict[str, Any]]] | None = None
+        self._mounted: tuple[Mapping[str, Any], ...] | None = None
         self.listed: list[dict[str, Any]] = []
         """The last listing that was answered."""
         self.answered_at: float | None = None
@@ -73,13 +77,25 @@ class DockerHost:
         """The result of `work`; blocks nobody else. Raises `RuntimeUnavailable`, or docker's `APIError`."""
         return await asyncio.wrap_future(self._threads.submit(self._call, work))
 
+    async def near(self) -> bool:
+        """Whether it is this machine's, or the one whose container we run in. Blocks for one call, the first time."""
+        return self.address.local or bool(await self.own_mounts())
+
+    async def own_mounts(self) -> tuple[Mapping[str, Any], ...]:
+        """What is mounted where in the container that we run in, if it is one of this host's."""
+        if self._mounted is None:
+            self._mounted = await self.call(own_mounts)
+        return self._mounted
+
     def _call(self, work: Callable[[docker.APIClient], T]) -> T:
         try:
             client = getattr(self._clients, "client", None)
             if client is None:
                 client = self._clients.client = connect(self.address)
             return work(client)
-        except APIError:
+        except APIError as error:
+            if error.status_code in GATEWAY_FAULTS:
+                raise RuntimeUnavailable(f"Docker{self._where} does not answer: {_short(error)}") from None
             raise
         except (DockerException, requests.RequestException, OSError) as error:
             self._clients.client = None

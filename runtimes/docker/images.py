@@ -55,10 +55,18 @@ class Layers:
 
 
 class Images:
-    """`ports.WeightsStore` for images, over all hosts: an engine may be placed on any."""
+    """`ports.WeightsStore` for images, over all hosts: an engine may be placed on any. `on_present` is told of each
+    image that all of them have."""
 
-    def __init__(self, hosts: Iterable[DockerHost], monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        hosts: Iterable[DockerHost],
+        *,
+        on_present: Callable[[str], None] = lambda image: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._hosts = tuple(hosts)
+        self._on_present = on_present
         self._now = monotonic
         self._present: set[str] = set()
         self._errors: dict[str, WeightsError] = {}
@@ -98,7 +106,11 @@ class Images:
         for image in {*images} - self._present:
             with contextlib.suppress(RuntimeUnavailable, APIError):
                 if all(await asyncio.gather(*(_has(host, image) for host in self._hosts))):
-                    self._present.add(image)
+                    self._found(image)
+
+    def _found(self, image: str) -> None:
+        self._present.add(image)
+        self._on_present(image)
 
     def forget(self, image: str) -> None:
         """A host turned out not to have it: the next start pulls it."""
@@ -117,7 +129,7 @@ class Images:
         self._layers[image] = Layers()
         try:
             await asyncio.gather(*(self._pull_on(host, image) for host in self._hosts))
-            self._present.add(image)
+            self._found(image)
         except WeightsError as error:
             self._errors[image] = error
             raise

@@ -18,6 +18,7 @@ from orchestrator.gpu import Gpu
 from runtimes.docker import container
 from runtimes.docker.container import Options
 from runtimes.docker.host import DockerHost
+from runtimes.gpu_watch import LocalGpus
 
 LOOP_S = 5
 TAIL_LINES = 64
@@ -37,6 +38,7 @@ class ProbedGpus:
         self._looked_at: float | None = None
         self.image = ""
         self.known: tuple[Gpu, ...] = ()
+        self.ready = False
 
     async def gpus(self) -> tuple[Gpu, ...]:
         """As of some seconds ago; none before an engine's image is on the host. Never raises."""
@@ -45,6 +47,7 @@ class ProbedGpus:
         self._looked_at = self._now()
         try:
             self.known = read(await self._host.call(self._look)) or self.known
+            self.ready = self.ready or bool(self.known)
         except (RuntimeUnavailable, APIError):
             return self.known
         return self.known
@@ -59,6 +62,38 @@ class ProbedGpus:
             client.create_container_from_config(creation(self.image, self._options), name)  # type: ignore[no-untyped-call]
             client.start(name)
         return bytes(client.logs(name, tail=TAIL_LINES)).decode("utf-8", "replace")
+
+
+class HostGpus:
+    """The GPUs of one host: read here where it is near and we can, else probed."""
+
+    def __init__(self, host: DockerHost, local: LocalGpus, options: Options) -> None:
+        self._host = host
+        self._local = local
+        self._probed = ProbedGpus(host, options)
+        self.probes = False
+
+    @property
+    def known(self) -> tuple[Gpu, ...]:
+        """As of the last look."""
+        return self._probed.known if self.probes else self._local.known
+
+    @property
+    def ready(self) -> bool:
+        """Whether a look has succeeded. A near host without a driver, where no probe is wanted, has none."""
+        return self._probed.ready if self.probes else self._local.ready
+
+    async def gpus(self) -> tuple[Gpu, ...]:
+        """As of some seconds ago at most. Never raises."""
+        try:
+            self.probes = not await self._host.near()
+        except (RuntimeUnavailable, APIError):
+            return self.known
+        return await (self._probed if self.probes else self._local).gpus()
+
+    def probe_with(self, image: str) -> None:
+        """An image that is on the host."""
+        self._probed.image = self._probed.image or image
 
 
 def creation(image: str, options: Options) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from runtimes.docker.container import Mount, Options, name_of
 from runtimes.docker.host import Address, DockerHost
 from runtimes.docker.log import follow as follow_log
 from runtimes.docker.log import tail_of
-from runtimes.docker.probe import ProbedGpus
-from runtimes.gpu_watch import GpuSource
+from runtimes.docker.probe import HostGpus
+from runtimes.gpu_watch import LocalGpus
 from runtimes.kept_logs import KeptLogs, is_name
 
 LOG_KEPT_BYTES = 2**20
@@ -58,7 +58,7 @@ class DockerRuntime:
         options: Options,
         folder: Path,
         caches: Path,
-        local_gpus: GpuSource,
+        local_gpus: LocalGpus,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.hosts = {address.name: DockerHost(address, options.instance) for address in hosts}
@@ -67,15 +67,12 @@ class DockerRuntime:
         self._caches = caches
         self.on_missing_image: Callable[[str], None] = lambda image: None
         """Told of an image that a host turned out not to have."""
-        self._gpus = {
-            name: local_gpus if host.address.local else ProbedGpus(host, options) for name, host in self.hosts.items()
-        }
+        self._gpus = {name: HostGpus(host, local_gpus, options) for name, host in self.hosts.items()}
         self._monotonic = monotonic
         self._began_at = monotonic()
         self._launching: set[str] = set()
         self._stopping: Counter[str] = Counter()
         self._ends: dict[str, tuple[int | None, str]] = {}
-        self._mounted: dict[str, tuple[Mapping[str, Any], ...]] = {}
 
     # --- ports.Runtime ---
 
@@ -141,14 +138,25 @@ class DockerRuntime:
             return tail[-tail_bytes:].decode("utf-8", "replace")
         return ""
 
-    async def gpus(self) -> tuple[Gpu, ...]:
+    async def gpus(self) -> tuple[Gpu, ...] | None:
         """See `ports.Runtime.gpus`. Those of a silent host are not fit to be leased."""
         found = await asyncio.gather(*(source.gpus() for source in self._gpus.values()))
+        if not all(source.ready for source in self._gpus.values()):
+            return None
         return tuple(
             replace(gpu, host=name, healthy=gpu.healthy and not host.fault, fault=gpu.fault or host.fault)
             for (name, host), gpus in zip(self.hosts.items(), found, strict=True)
             for gpu in gpus
         )
+
+    def probe_with(self, image: str) -> None:
+        """An image that every host has: the GPUs of distant ones can be asked for now."""
+        for source in self._gpus.values():
+            source.probe_with(image)
+
+    def places(self) -> tuple[str, ...]:
+        """See `ports.Runtime.places`."""
+        return tuple(name for name, host in self.hosts.items() if name and not host.fault)
 
     def watch(self, changed: Callable[[], None]) -> None:
         """See `ports.Runtime.watch`."""
@@ -200,9 +208,7 @@ class DockerRuntime:
         return replace(self._options, address=host.address.engines_at)
 
     async def _mounts(self, host: DockerHost, spec: LaunchSpec, caches: Path) -> tuple[Mount, ...]:
-        if host.name not in self._mounted:
-            self._mounted[host.name] = await host.call(paths.own_mounts) if host.address.local else ()
-        mounted = self._mounted[host.name]
+        mounted = await host.own_mounts()
         weights = [paths.mount_of(paths.weights_folder(spec.weights), mounted)] if spec.weights else []
         return (*weights, paths.mount_of(str(caches), mounted, read_only=False))
 

@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Mapping
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.gpu import Grant
+from orchestrator.gpu import Grant, ModelShape
 from orchestrator.model import Deployment, Progress
 from runtimes.engines.reading import failure_sentence
+from runtimes.engines.sleepless import Sleepless
 
 
-class CommandEngine:
+class CommandEngine(Sleepless):
     """`ports.Engine` for ``engine = "command"``; `in_image`: its program is in a container's image, out of sight."""
 
     def __init__(self, *, in_image: bool = False) -> None:
@@ -43,6 +44,17 @@ class CommandEngine:
     def progress(self, log_tail: str) -> Progress:
         """Unknown programs tell nothing that we could read."""
         return Progress()
+
+    accelerated = False
+    """Nobody knows; ``gpus = N`` says so."""
+
+    def shape(self, deployment: Deployment, weights_path: str | None) -> ModelShape | None:
+        """Unknown."""
+        return None
+
+    def fixed_bytes(self, log_tail: str) -> int | None:
+        """Unknown."""
+        return None
 
     def failure(self, log_tail: str, exit_code: int | None) -> str:
         """See `reading.failure_sentence`."""

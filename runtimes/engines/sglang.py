@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.gpu import Grant
+from orchestrator.gpu import Grant, ModelShape
 from orchestrator.model import Deployment, Phase, Progress
 from runtimes.engines import flags
 from runtimes.engines.folder import check_folder, longest_context, read_config
 from runtimes.engines.reading import failure_sentence
+from runtimes.engines.shape import read_shape
+from runtimes.engines.sleepless import Sleepless
 
 # Where the engine listens, what it is called and who may ask are ours to say, as are the weights' files; a file of
 # arguments could say all of that unseen (arg_groups/fields/serving.py, model.py). gRPC would take HTTP's place.
@@ -73,7 +75,7 @@ class Sglang:
     """Whether it is a CPU build."""
 
 
-class SglangEngine:
+class SglangEngine(Sleepless):
     """`ports.Engine` for ``engine = "sglang"``."""
 
     def __init__(self, sglang: Sglang | None) -> None:
@@ -138,6 +140,21 @@ class SglangEngine:
         if shards and note == "loading weights":
             done = 0.6 * int(shards[-1]) / 100
         return Progress(phase=Phase.LOADING, fraction=done, note=note)
+
+    @property
+    def accelerated(self) -> bool:
+        """Unless it is the CPU build."""
+        return self._sglang is not None and not self._sglang.cpu
+
+    def shape(self, deployment: Deployment, weights_path: str | None) -> ModelShape | None:
+        """As for vLLM, whose name for the context's flag differs. See `shape.read_shape`."""
+        context = flags.value_of("--context-length", deployment.args)
+        args = (*deployment.args, *(("--max-model-len", context) if context else ()))
+        return read_shape(Path(weights_path or deployment.source), args)
+
+    def fixed_bytes(self, log_tail: str) -> int | None:
+        """It does not sum it up."""
+        return None
 
     def failure(self, log_tail: str, exit_code: int | None) -> str:
         """See `reading.failure_sentence`; without what SGLang says about its own ending.

@@ -15,10 +15,9 @@ from typing import Any
 from orchestrator.errors import PreflightFailed
 from orchestrator.gpu import ModelShape
 from runtimes.engines import flags
-from runtimes.engines.folder import Tensor, is_mistral, longest_context, read_json, read_tensors
+from runtimes.engines.folder import Tensor, is_mistral, read_json, read_tensors
+from runtimes.engines.model_config import model_type, number, text_config
 
-COUNT_MAX = 2**31
-"""No number of a real configuration comes near."""
 SAFETENSORS_FORMATS = (
     *("auto", "hf", "safetensors", "mistral", "fastsafetensors", "instanttensor"),
     *("runai_streamer", "bitsandbytes", "dummy"),
@@ -32,11 +31,6 @@ _PROJECTION = re.compile(r"(?:^|\.)layers\.\d{1,5}\.(?:self_attn|attention|attn)
 _TOWER = re.compile("vision|visual|audio|image")
 _DRAFT_LAYER = re.compile(r"(?:model\.|language_model\.)*layers\.(\d{1,5})\.")
 _DRAFT = re.compile(r"(?:model\.)?mtp\.")
-_INNER = ("text_config", "llm_config", "language_config")
-_SENTENCE_CONFIGS = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 # The names behind which Transformers' `attribute_map`s hide these numbers.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
@@ -56,9 +50,6 @@ _ENCODER_TYPES = (
 _MLA_TYPES = (
     *("axk1", "deepseek_v", "deepseek_mtp", "dots3_note", "k3_dspark", "glm5_next", "glm_moe_dsa", "glm4_moe_lite"),
     *("kimi_k2", "kimi_linear", "longcat_flash", "pangu_ultra_moe", "bailing_hybrid", "hy_v4"),
-)
-_ROPE_SCALED_ALREADY = (
-    *("default", "mrope", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"),
 )
 _MISTRAL_NAMES = {
     "dim": "hidden_size",
@@ -113,12 +104,12 @@ def read_shape(folder: Path, args: Sequence[str]) -> ModelShape | None:
     try:
         config = _read_config(folder, args)
         tensors = _read_tensors(folder, args)
-        context = _context(folder, config, args) if config else None
+        context = context_of(folder, config, args) if config else None
     except (PreflightFailed, OSError):
         return None
     if not config or not tensors or config.get("is_encoder_decoder"):
         return None
-    text = _text(config)
+    text = text_config(config)
     layers = _layers(text)
     if layers is None:
         return None
@@ -170,39 +161,22 @@ def _read_tensors(folder: Path, args: Sequence[str]) -> dict[str, Tensor]:
     return read_tensors(folder) if known else {}
 
 
-def _number(config: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these that is a whole number above zero; what is absurd is not said."""
-    return next((n for name in names if type(n := config.get(name)) is int and 0 < n <= COUNT_MAX), None)
-
-
-def _text(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a multi-modal model's configuration."""
-    thinker = config.get("thinker_config")
-    outer = thinker if isinstance(thinker, dict) else config
-    return next((inner for name in _INNER if isinstance(inner := outer.get(name), dict)), outer)
-
-
-def _model_type(text: Mapping[str, Any]) -> str:
-    kind = text.get("model_type")
-    return kind.lower() if isinstance(kind, str) else ""
-
-
 def _layers(text: Mapping[str, Any]) -> int | None:
     """`get_num_hidden_layers`; LongCat's decoder layers hold two attentions each."""
-    if _model_type(text).startswith("longcat_flash") and (pairs := _number(text, "num_layers")):
+    if model_type(text).startswith("longcat_flash") and (pairs := number(text, "num_layers")):
         return 2 * pairs
-    return _number(text, *_LAYERS)
+    return number(text, *_LAYERS)
 
 
 def _heads(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Heads | None:
     """`get_total_num_attention_heads`, `get_head_size`, `get_total_num_kv_heads` (vllm/transformers_utils/
     model_arch_config_convertor.py). Configurations leave out what is their class's default: the tensors tell it."""
     q, k, norm = _projections(tensors)
-    dim, heads = _number(text, *_HEAD_DIM), _number(text, *_HEADS)
+    dim, heads = number(text, *_HEAD_DIM), number(text, *_HEADS)
     kv_heads = _kv_heads(text)
     if dim is None:
         dim = _share(q, heads) or _share(k, kv_heads) or (norm if not heads else None)
-        hidden = _number(text, *_HIDDEN)
+        hidden = number(text, *_HIDDEN)
         dim = dim or (hidden // heads if hidden and heads else None)
     heads = heads or _share(q, dim)
     kv_heads = kv_heads or _share(k, dim) or heads
@@ -218,7 +192,7 @@ def _kv_heads(text: Mapping[str, Any]) -> int | None:
     if text.get("multi_query") is True and not text.get("new_decoder_architecture"):
         return 1
     nested = text.get("attn_config")
-    return _number(text, *_KV_HEADS) or (_number(nested, "kv_n_heads") if isinstance(nested, dict) else None)
+    return number(text, *_KV_HEADS) or (number(nested, "kv_n_heads") if isinstance(nested, dict) else None)
 
 
 def _projections(tensors: Mapping[str, Tensor]) -> tuple[int | None, int | None, int | None]:
@@ -245,7 +219,7 @@ def _kv_bytes(
     3. Blocks that each say their heads (Nemotron-NAS).
     4. Else K and V for each KV head of each layer with attention (`AttentionSpec`).
     """
-    if _is_encoder(config, text) or _model_type(text) in _ATTENTION_FREE:
+    if _is_encoder(config, text) or model_type(text) in _ATTENTION_FREE:
         return 0
     full, sliding = _attending(text, layers)
     if _is_mla(text):
@@ -266,23 +240,23 @@ def _is_encoder(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
         return True
     named = config.get("architectures")
     bidirectional = any(isinstance(n, str) and "Bidirectional" in n for n in (named if isinstance(named, list) else ()))
-    return bidirectional or _model_type(config) in _ENCODER_TYPES
+    return bidirectional or model_type(config) in _ENCODER_TYPES
 
 
 def _is_mla(text: Mapping[str, Any]) -> bool:
-    return _model_type(text).startswith(_MLA_TYPES) and (
-        _number(text, "kv_lora_rank") is not None or "compress_ratios" in text
+    return model_type(text).startswith(_MLA_TYPES) and (
+        number(text, "kv_lora_rank") is not None or "compress_ratios" in text
     )
 
 
 def _mla_cell(text: Mapping[str, Any], cache: _Cache) -> int:
     """What DeepSeek-V4 compresses counts whole: an upper bound."""
-    index = _number(text, "index_head_dim") or 0
+    index = number(text, "index_head_dim") or 0
     packed = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}.get(cache.format)
     if index and cache.format.startswith("fp8"):
         packed = 656
-    rank = _number(text, "kv_lora_rank")
-    vector = rank + (_number(text, "qk_rope_head_dim") or 0) if rank else _number(text, "head_dim") or 0
+    rank = number(text, "kv_lora_rank")
+    vector = rank + (number(text, "qk_rope_head_dim") or 0) if rank else number(text, "head_dim") or 0
     return (packed or cache.cell(vector, 0)) + (index + index // 128 * 4 if index else 0)
 
 
@@ -290,29 +264,29 @@ def _block_kv_heads(block: object, heads: _Heads) -> int:
     attention = block.get("attention") if isinstance(block, dict) else None
     if not isinstance(attention, dict) or attention.get("no_op") or attention.get("replace_with_linear"):
         return 0
-    return heads.heads // (_number(attention, "n_heads_in_group") or 1)
+    return heads.heads // (number(attention, "n_heads_in_group") or 1)
 
 
 def _full_layer(text: Mapping[str, Any], heads: _Heads, cache: _Cache) -> int:
     """Gemma 4's full layers have heads of their own (transformers, models/gemma4/configuration_gemma4.py), MiMo's V
     another length than K; MLA that vLLM runs as ordinary attention (MiniCPM3) has longer heads."""
-    kind, kv_heads, dim = _model_type(text), heads.kv_heads, heads.head_dim
+    kind, kv_heads, dim = model_type(text), heads.kv_heads, heads.head_dim
     if kind.startswith("gemma4"):
-        dim = _number(text, "global_head_dim") or 512
+        dim = number(text, "global_head_dim") or 512
         if text.get("attention_k_eq_v", True):
-            kv_heads = _number(text, "num_global_key_value_heads") or kv_heads
-    if _number(text, "kv_lora_rank"):
-        dim = (_number(text, "qk_nope_head_dim") or dim) + (_number(text, "qk_rope_head_dim") or 0)
-    value = _number(text, "v_head_dim") if kind.startswith("mimo_v2") else None
+            kv_heads = number(text, "num_global_key_value_heads") or kv_heads
+    if number(text, "kv_lora_rank"):
+        dim = (number(text, "qk_nope_head_dim") or dim) + (number(text, "qk_rope_head_dim") or 0)
+    value = number(text, "v_head_dim") if kind.startswith("mimo_v2") else None
     return kv_heads * cache.cell(dim, value or dim)
 
 
 def _sliding_layer(text: Mapping[str, Any], heads: _Heads, cache: _Cache) -> int:
     """They keep no more than their window (and a block: `SlidingWindowSpec`), yet count like full ones; only their
     heads may differ (MiMo)."""
-    dim = _number(text, "swa_head_dim") or heads.head_dim
-    value = _number(text, "swa_v_head_dim") or dim
-    return (_number(text, "swa_num_key_value_heads") or heads.kv_heads) * cache.cell(dim, value)
+    dim = number(text, "swa_head_dim") or heads.head_dim
+    value = number(text, "swa_v_head_dim") or dim
+    return (number(text, "swa_num_key_value_heads") or heads.kv_heads) * cache.cell(dim, value)
 
 
 def _attending(text: Mapping[str, Any], layers: int) -> tuple[int, int]:
@@ -345,10 +319,10 @@ def _counted(text: Mapping[str, Any], layers: int) -> int:
     for indices in (text.get("attn_layer_indices"), text.get("full_attn_idxs"), text.get("hybrid_layer_ids"), kimi):
         if isinstance(indices, list):
             return min(layers, len(indices))
-    if period := _number(text, "attn_layer_period"):
-        return len(range(_number(text, "attn_layer_offset") or 0, layers, period))
-    interval = _number(text, "full_attention_interval")
-    return layers // (interval or (4 if _model_type(text).startswith(("qwen3_next", "qwen3_5")) else 1))
+    if period := number(text, "attn_layer_period"):
+        return len(range(number(text, "attn_layer_offset") or 0, layers, period))
+    interval = number(text, "full_attention_interval")
+    return layers // (interval or (4 if model_type(text).startswith(("qwen3_next", "qwen3_5")) else 1))
 
 
 def _kv_format(config: Mapping[str, Any], args: Sequence[str]) -> str:
@@ -362,12 +336,12 @@ def _kv_format(config: Mapping[str, Any], args: Sequence[str]) -> str:
     if given != "auto" or scheme is None:
         return given
     if isinstance(scheme, dict):
-        return {8: "fp8", 4: "nvfp4"}.get(_number(scheme, "num_bits") or 0, "auto")
+        return {8: "fp8", 4: "nvfp4"}.get(number(scheme, "num_bits") or 0, "auto")
     return scheme.lower() if isinstance(scheme, str) and scheme.lower() in ("fp8", "nvfp4") else "auto"
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    both = (config, _text(dict(config)))
+    both = (config, text_config(dict(config)))
     found = (part.get(name) for part in both for name in ("quantization_config", "compression_config"))
     return next((value for value in found if isinstance(value, dict)), {})
 
@@ -377,7 +351,7 @@ def _packed_bits(config: Mapping[str, Any]) -> int:
     quantized = _quantization(config)
     groups = quantized.get("config_groups")
     inner = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-    said = [_number(part, "bits", "w_bit", "num_bits") for part in (quantized, *inner) if isinstance(part, dict)]
+    said = [number(part, "bits", "w_bit", "num_bits") for part in (quantized, *inner) if isinstance(part, dict)]
     return next((n for n in said if n and n <= 8), 4)
 
 
@@ -404,51 +378,10 @@ def _without_drafts(
     weight_name` in vllm/model_executor/models/deepseek_v2.py, `skip_prefixes` in qwen3_next.py)."""
     if any(name.startswith(("--speculative-config", "-sc")) for name in flags.names(args)):
         return dict(tensors)
-    drafts = _number(text, "num_nextn_predict_layers") is not None
+    drafts = number(text, "num_nextn_predict_layers") is not None
     return {name: tensor for name, tensor in tensors.items() if not _is_draft(name, layers if drafts else None)}
 
 
 def _is_draft(name: str, layers: int | None) -> bool:
     match = _DRAFT_LAYER.match(name) if layers is not None else None
     return _DRAFT.match(name) is not None or (match is not None and layers is not None and int(match[1]) >= layers)
-
-
-def _context(folder: Path, config: dict[str, Any], args: Sequence[str]) -> int | None:
-    """What ``--max-model-len`` says, else `_get_and_verify_max_len` in vllm/config/model.py."""
-    asked = flags.number(flags.value_of("--max-model-len", args) or "")
-    if asked:
-        return asked
-    for name in _SENTENCE_CONFIGS:
-        if (folder / name).is_file():
-            said = _number(read_json(folder / name), "max_seq_length")
-            if said:
-                return said
-    text = _text(config)
-    ropes = _ropes(text)
-    plain = {key: value for key, value in text.items() if key not in ("rope_scaling", "rope_parameters", *_INNER)}
-    own = longest_context(plain)
-    if any(rope.get("rope_type", rope.get("type")) == "longrope" for rope in ropes):
-        own = _number(text, "original_max_position_embeddings") or own
-    if own is None or not 0 < own <= COUNT_MAX:
-        return None
-    return min(COUNT_MAX, int(own * _stretch(ropes))) if "gemma3" not in _model_type(text) else own
-
-
-def _ropes(text: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One, or one for each kind of layer."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling")
-    if not isinstance(rope, dict):
-        return []
-    nested = [part for part in rope.values() if isinstance(part, dict)]
-    return nested or [rope]
-
-
-def _stretch(ropes: Sequence[Mapping[str, Any]]) -> float:
-    factor = 1.0
-    for rope in ropes:
-        said = rope.get("factor")
-        if rope.get("rope_type", rope.get("type")) in _ROPE_SCALED_ALREADY or not isinstance(said, int | float):
-            continue
-        if 0 < said <= COUNT_MAX:
-            factor = float(said)
-    return factor

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PreflightFailed
-from orchestrator.gpu import Grant
-from orchestrator.model import Deployment, Phase, Progress
-from runtimes.engines import flags
+from orchestrator.gpu import Grant, ModelShape
+from orchestrator.model import Deployment, IdleAction, Phase, Progress
+from runtimes.engines import flags, vllm_sleep
 from runtimes.engines.folder import check_folder, longest_context, read_config
 from runtimes.engines.reading import failure_sentence
+from runtimes.engines.shape import read_shape
 
 READY_FILE = "ready"
 """Written last into an engine folder that `orchestrator demo` prepares."""
 # Where the engine listens, what it is called and who may ask are ours to say; a file of arguments could say all of
 # that, and allow foreign code, unseen.
 OURS = ("--host", "--port", "--uds", "--model", "--served-model-name", "--api-key", "--config")
+_USAGE = re.compile(r"Actual usage is (.*?)\. Replace")
+_GIB_FOR = re.compile(r"([\d.]+) GiB for ")
 _SHARDS = re.compile(r"Loading (?:safetensors|pt) checkpoint shards:\s+(\d+)% Completed")
 # Marks in the log of vLLM 0.32, in the order in which they come; the last one seen tells where it is.
 _MARKS = (
@@ -63,7 +66,7 @@ class VllmEngine:
             *("--model", weights_path or deployment.source),
             *("--served-model-name", deployment.name),
             *("--host", "{host}", "--port", "{port}"),
-            *(_cpu_args(deployment.args) if self._vllm.cpu else _gpu_args(deployment.args, grant)),
+            *(_cpu_args(deployment.args) if self._vllm.cpu else _gpu_args(deployment, grant)),
             *deployment.args,
         )
 
@@ -76,6 +79,8 @@ class VllmEngine:
             "DO_NOT_TRACK": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        if deployment.idle_action is IdleAction.SLEEP:
+            env["VLLM_SERVER_DEV_MODE"] = "1"  # serves the sleep endpoints; nothing of an engine is open to clients
         # GiB for the KV cache. Unset, vLLM takes most of the machine's memory for it.
         return {**env, "VLLM_CPU_KVCACHE_SPACE": "1"} if self._vllm is not None and self._vllm.cpu else env
 
@@ -104,6 +109,37 @@ class VllmEngine:
         if shards and note == "loading weights":
             done = 0.6 * int(shards[-1]) / 100
         return Progress(phase=Phase.LOADING, fraction=done, note=note)
+
+    @property
+    def accelerated(self) -> bool:
+        """Unless it is the CPU build."""
+        return self._vllm is not None and not self._vllm.cpu
+
+    def shape(self, deployment: Deployment, weights_path: str | None) -> ModelShape | None:
+        """See `shape.read_shape`."""
+        return read_shape(Path(weights_path or deployment.source), deployment.args)
+
+    def fixed_bytes(self, log_tail: str) -> int | None:
+        """The sum of what its last line of a start counts up, but for the KV cache (``vllm/v1/worker/gpu_worker.py``).
+        Each worker of a tensor-parallel engine says so; the largest counts."""
+        told = [sum(float(gib) for gib in _GIB_FOR.findall(text)) for text in _USAGE.findall(log_tail)]
+        return int(max(told) * 2**30) if told else None
+
+    def sleeps(self, deployment: Deployment) -> bool:
+        """Where it is wanted."""
+        return deployment.idle_action is IdleAction.SLEEP
+
+    async def asleep(self, endpoint: str) -> bool:
+        """See `vllm_sleep.asleep`."""
+        return await vllm_sleep.asleep(endpoint)
+
+    async def sleep(self, endpoint: str, deployment: Deployment) -> None:
+        """See `vllm_sleep.sleep`."""
+        await vllm_sleep.sleep(endpoint, deployment.sleep_level)
+
+    async def wake(self, endpoint: str, deployment: Deployment) -> None:
+        """See `vllm_sleep.wake`."""
+        await vllm_sleep.wake(endpoint, deployment.sleep_level)
 
     def failure(self, log_tail: str, exit_code: int | None) -> str:
         """See `reading.failure_sentence`."""
@@ -141,14 +177,18 @@ def _cpu_args(given: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part for default in defaults if default[0] not in named for part in default)
 
 
-def _gpu_args(given: tuple[str, ...], grant: Grant) -> tuple[str, ...]:
+def _gpu_args(deployment: Deployment, grant: Grant) -> tuple[str, ...]:
     """Spread over what was leased, and keep to its share, where the operator says nothing."""
-    named = flags.names(given)
+    named = flags.names(deployment.args)
+    load_format = deployment.load_format if "--load-format" not in named else "auto"
+    sleeps = deployment.idle_action is IdleAction.SLEEP and "--enable-sleep-mode" not in named
     spread = grant.gpus > 1 and not {"--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp"} & set(named)
     share = grant.memory_fraction is not None and "--gpu-memory-utilization" not in named
     return (
         *(("--tensor-parallel-size", str(grant.gpus)) if spread else ()),
         *(("--gpu-memory-utilization", f"{grant.memory_fraction:.3f}") if share else ()),
+        *(("--load-format", load_format) if load_format != "auto" else ()),
+        *(("--enable-sleep-mode",) if sleeps else ()),
     )
 
 

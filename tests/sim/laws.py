@@ -6,16 +6,19 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.actions import Action, Drain, Launch, Pull, Stop
+from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
 from orchestrator.fleet import BACKOFF_BASE_S, BACKOFF_MAX_S, LEAVES
 from orchestrator.model import Demand, Deployment, Fleet, Phase, WeightsState
-from tests.sim.world import GPUS, World
+from orchestrator.placement import place, rooms
+from tests.sim.world import GPUS, NEEDS, World
 
 WINDOW_S = 60.0
 LAUNCHES_PER_WINDOW_MAX = 12
 """Back-off 0, 2, 4, 8, 16 s allows six starts of an engine that dies as soon as it serves; as many again for
 those that somebody stopped, changed or asked for by hand."""
 PASSES_TO_START_MAX = 2
+WAIT_S_MAX = 600.0
+"""Six models take turns: each has its residency, the rest of a turn, requests of 15 s, and a start of 60 s at worst."""
 DRAIN_S_MIN = 10.0
 """The drain limit of every simulated model, and what one that is no longer configured gets at least."""
 
@@ -37,6 +40,8 @@ class Laws:
     could_start: Counter[str] = field(default_factory=Counter)
     """For how many passes in a row each model could have been started."""
     drained_at: dict[str, float] = field(default_factory=dict)
+    waiting_s: dict[str, float] = field(default_factory=dict)
+    judged_at: float = 0.0
 
     def boot(self) -> None:
         self.failures.clear()
@@ -44,6 +49,7 @@ class Laws:
         self.attempts.clear()
         self.could_start.clear()
         self.drained_at.clear()
+        self.waiting_s.clear()
 
     # --- what happened ---
 
@@ -63,7 +69,7 @@ class Laws:
         for old in before.replicas.values():
             new = after.replicas.get(old.id)
             ended = new.phase is Phase.FAILED if new is not None else old.seen
-            if ended and old.phase not in LEAVES and old.phase is not Phase.READY:
+            if ended and old.phase not in LEAVES and old.ready_at is None:
                 self.failed(old.model, now)
         for replica in after.replicas.values():
             if replica.phase is Phase.READY:
@@ -88,13 +94,18 @@ class Laws:
             raise Broken(f"{drain.replica} was drained as idle with {len(engine.ends)} requests in flight")
         self.drained_at.setdefault(drain.replica, now)
 
-    def begun(self, action: Pull | Launch | Stop, fleet: Fleet, world: World, now: float) -> None:
+    def begun(self, action: Pull | Launch | Sleep | Wake | Stop, fleet: Fleet, world: World, now: float) -> None:
         """An effect that starts now."""
         if isinstance(action, Stop):
             self._stop(action, fleet, world, now)
             return
+        if isinstance(action, Sleep):
+            engine = world.engines.get(action.replica)
+            if engine is not None and engine.busy(now):
+                raise Broken(f"{action.replica} was put to sleep with {len(engine.ends)} requests in flight")
+            return
         demand = fleet.demand.get(action.model, Demand())
-        if now < self.not_before.get(action.model, 0.0):
+        if not isinstance(action, Wake) and now < self.not_before.get(action.model, 0.0):
             raise Broken(f"{action} {self.not_before[action.model] - now:.1f} s before its back-off ends")
         if isinstance(action, Launch):
             self._launch(action, demand, now)
@@ -116,6 +127,8 @@ class Laws:
         engine, replica = world.engines.get(stop.replica), fleet.replicas.get(stop.replica)
         if engine is None or replica is None or not engine.busy(now) or replica.phase is Phase.FAILED:
             return
+        if replica.patient:
+            raise Broken(f"{stop.replica}, which only made room, was cut with {len(engine.ends)} requests in flight")
         if now - self.drained_at.get(stop.replica, now) < DRAIN_S_MIN:
             raise Broken(f"{stop.replica} was stopped with {len(engine.ends)} requests in flight: {stop.reason}")
 
@@ -127,11 +140,10 @@ class Laws:
         limits = {model: deployments[model].max_replicas if model in deployments else 1 for model in live}
         if over := [model for model, count in live.items() if count > limits[model]]:
             raise Broken(f"{over} run more than max_replicas engines")
-        leases: dict[str, str] = {}
-        for engine in world.engines.values():
-            for gpu in engine.gpus:
-                if leases.setdefault(gpu, engine.id) != engine.id:
-                    raise Broken(f"{gpu} is leased to {leases[gpu]} and {engine.id}")
+        for gpu in GPUS:
+            holders = [engine for engine in world.engines.values() if gpu.uuid in engine.gpus]
+            if sum(engine.holds_bytes(gpu) for engine in holders) > gpu.memory_bytes:
+                raise Broken(f"{gpu.uuid} is promised twice: to {sorted(engine.id for engine in holders)}")
         if fleet.known:
             self._current(fleet, deployments)
 
@@ -147,9 +159,20 @@ class Laws:
             if stop_at is not None and replica.created_at <= stop_at:
                 raise Broken(f"{replica.id} serves though it was stopped by hand")
 
+    def _patience(self, deployment: Deployment, fleet: Fleet, now: float) -> None:
+        """Nobody waits for ever: the time that a model waits for a GPU, silence aside, is bounded."""
+        track = fleet.tracks.get(deployment.name)
+        if track is None or track.phase is not Phase.QUEUED or deployment.name not in fleet.waits:
+            self.waiting_s.pop(deployment.name, None)
+        elif fleet.known:
+            waited_s = self.waiting_s.get(deployment.name, 0.0) + min(now - self.judged_at, 2.0)
+            self.waiting_s[deployment.name] = waited_s
+            if waited_s > WAIT_S_MAX:
+                raise Broken(f"{deployment.name} has waited for a GPU for {waited_s:.0f} s")
+
     def wait(self, fleet: Fleet, deployments: Iterable[Deployment], busy: set[str], now: float) -> None:
         """Fairness: who is waited for and could be started is, within a few passes. `busy`: an effect runs."""
-        free = len({gpu.uuid for gpu in GPUS} - {gpu for r in fleet.replicas.values() for gpu in r.gpus})
+        free = rooms(fleet.gpus, fleet.foreign, fleet.replicas.values())
         for deployment in deployments:
             name = deployment.name
             weights, backoff = fleet.weights.get(name), fleet.backoff.get(name)
@@ -160,10 +183,12 @@ class Laws:
                 and fleet.demand.get(name, Demand()).held > 0
                 and (weights is not None and weights.state is WeightsState.PRESENT)
                 and (backoff is None or now >= backoff.retry_at)
-                and (deployment.gpus or 0) <= free
+                and (deployment.gpus == 0 or (fleet.waits.keys() <= {name} and place(NEEDS[name], free) is not None))
                 and not fleet.of(name)
                 and name not in busy
             )
+            self._patience(deployment, fleet, now)
             self.could_start[name] = self.could_start[name] + 1 if could else 0
             if self.could_start[name] > PASSES_TO_START_MAX:
                 raise Broken(f"{name} is waited for and could start, but is not started")
+        self.judged_at = now

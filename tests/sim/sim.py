@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator import fleet as step
-from orchestrator.actions import Action, Drain, Launch, Pull, Stop
-from orchestrator.decide import decide
+from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
+from orchestrator.decide import decide, waits
+from orchestrator.gpu import Need
 from orchestrator.model import Demand, Deployment, Fleet, Instance, Phase, Sighting, Traffic, Weights, WeightsState
 from tests.sim.laws import Broken, Laws
-from tests.sim.world import GPUS, World, deployments
+from tests.sim.world import GB, GPUS, NEEDS, SLEEPERS, World, deployments
 
 Decide = Callable[[Mapping[str, Deployment], Fleet, float], tuple[Action, ...]]
 Advance = Callable[[Fleet, Mapping[str, Deployment], Sighting, float], Fleet]
@@ -30,7 +31,7 @@ class Effect:
     """An action under way; `deployment` as it was when it began."""
 
     due_at: float
-    action: Pull | Launch | Stop
+    action: Pull | Launch | Sleep | Wake | Stop
     deployment: Deployment | None
 
 
@@ -72,7 +73,7 @@ class Sim:
             raise Broken(f"seed {self.seed}, {self.now - 1000:.1f} s in: {broken}") from None
 
     def calm_down(self) -> None:
-        self.world.calm, self.world.silent_until = True, 0.0
+        self.world.calm, self.world.silent_until, self.world.foreign = True, 0.0, {}
         self.deployments = deployments(self.specs)
         for model in self.deployments:
             self.serve_in_calm(model)
@@ -110,6 +111,9 @@ class Sim:
             self.deployments.pop(self.some_model())
         elif luck < 0.345:
             self.deployments = deployments(self.specs)
+        elif luck < 0.35:
+            taken = dice.choice((0, 0, 3, 30)) * GB
+            self.world.foreign = {dice.choice(GPUS).uuid: taken}
         elif luck < 0.375:
             self.by_hand(self.some_model())
 
@@ -152,6 +156,8 @@ class Sim:
         if engine is None or not engine.alive(self.now):
             self.failed += 1
             return
+        if engine.asleep:
+            raise Broken(f"a request was sent to {replica}, which sleeps")
         engine.ends.append(self.now + self.dice.uniform(0.1, 15))
         self.served += 1
 
@@ -192,6 +198,7 @@ class Sim:
         self.laws.decided(actions, self.fleet, self.world, self.now)
         for action in actions:
             self.act(action)
+        self.fleet = replace(self.fleet, waits=waits(self.deployments, self.fleet, self.now))
         self.fleet = step.track(self.fleet, self.deployments, self.now)
 
     def sighting(self, instances: tuple[Instance, ...] | None) -> Sighting:
@@ -199,22 +206,35 @@ class Sim:
         return Sighting(
             instances=instances,
             healthy={
-                key: engine.healthy(self.now)
+                key: engine.healthy(self.now) and not engine.asleep
                 for key, engine in engines.items()
                 if instances is not None and engine.alive(self.now) and self.dice.random() < 0.9
             },
             weights={model: self.world.weights[model] for model in self.deployments},
             demand={m: replace(self.demand.get(m, Demand()), held=held.count(m)) for m in self.deployments},
             traffic={k: Traffic(in_flight=len(e.ends), last_byte_at=e.last_byte_at) for k, e in engines.items()},
-            gpus=GPUS,
+            gpus=self.world.gpus(self.now),
+            needs={model: NEEDS.get(model, Need()) for model in self.deployments},
+            asleep=self.asleep(instances),
         )
+
+    def asleep(self, instances: tuple[Instance, ...] | None) -> dict[str, bool]:
+        """What the scout hears: whoever is healthy is asked."""
+        if instances is None:
+            return {}
+        return {
+            key: engine.asleep
+            for key, engine in self.world.engines.items()
+            if engine.model in SLEEPERS and engine.healthy(self.now)
+        }
 
     def act(self, action: Action) -> None:
         """As `Reconciler._act`."""
         if isinstance(action, Drain):
-            self.fleet = step.drained(self.fleet, action.replica, action.reason, self.now)
+            then, patient = action.then, action.patient
+            self.fleet = step.drained(self.fleet, action.replica, action.reason, self.now, then=then, patient=patient)
             return
-        key = (type(action), action.replica if isinstance(action, Stop) else action.model)
+        key = key_of(action)
         if key in self.effects or (isinstance(action, Stop) and (Launch, action.model) in self.effects):
             return
         self.laws.begun(action, self.fleet, self.world, self.now)
@@ -224,25 +244,32 @@ class Sim:
                 self.fleet = step.launched(self.fleet, action, self.deployments[model], self.now)
             case Stop(replica=replica, reason=reason):
                 self.fleet = step.drained(self.fleet, replica, reason, self.now)
+            case Wake(replica=replica):
+                self.fleet = step.woken(self.fleet, replica, self.now)
             case Pull(model=model):
                 self.world.weights[model] = Weights(state=WeightsState.PULLING)
 
     def finish(self, effects: list[Effect]) -> None:
         for effect in effects:
             action = effect.action
-            self.ended.append((type(action), action.replica if isinstance(action, Stop) else action.model))
+            self.ended.append(key_of(action))
             self.end(effect, 1.0 if self.world.calm else self.dice.random())
 
     def end(self, effect: Effect, luck: float) -> None:
         """An effect ends: lost, done twice, failed before or after it worked, or done."""
         action = effect.action
-        if luck < 0.05:
+        if luck < 0.05 and not isinstance(action, Sleep):  # an engine that says it sleeps does
             self.vanish(effect)
         elif luck < 0.10:
             self.happen(effect)
             self.happen(effect)
         elif luck < 0.25 and isinstance(action, Pull):
             self.cut(action.model, permanent=luck < 0.13)
+        elif luck < 0.20 and isinstance(action, Sleep | Wake):
+            if luck < 0.15:
+                self.happen(effect)
+            self.refused_by_engine(action)
+            return
         elif luck < 0.20 and isinstance(action, Launch):
             if luck < 0.15:
                 self.happen(effect)
@@ -254,8 +281,25 @@ class Sim:
             self.happen(effect)
         self.returned(action)
 
+    def refused_by_engine(self, action: Sleep | Wake) -> None:
+        """The call failed, whatever came of it."""
+        replica = action.replica
+        if isinstance(action, Sleep):
+            self.outcomes.append(lambda fleet, _: step.sleepless(fleet, replica))
+            return
+        self.outcomes.append(lambda fleet, now: self.broken(fleet, replica, now))
+
+    def broken(self, fleet: Fleet, replica: str, now: float) -> Fleet:
+        """One that had failed already counts once."""
+        known = fleet.replicas.get(replica)
+        if known is not None and known.phase not in step.LEAVES:
+            self.laws.failed(known.model, now)
+        return step.broken(fleet, replica, "it did not wake", now)
+
     def returned(self, action: Action) -> None:
         match action:
+            case Sleep(replica=replica):
+                self.outcomes.append(lambda fleet, now: step.slept(fleet, replica, now))
             case Launch(replica=replica):
                 self.outcomes.append(lambda fleet, now: step.landed(fleet, replica, now))
             case Stop(replica=replica):
@@ -279,6 +323,8 @@ class Sim:
                 self.world.launch(launch, effect.deployment, self.now)
             case Stop(replica=replica):
                 self.world.engines.pop(replica, None)
+            case Sleep(replica=replica) | Wake(replica=replica) if replica in self.world.engines:
+                self.world.engines[replica].asleep = isinstance(effect.action, Sleep)
 
     def release(self) -> None:
         """Held requests go when their model is ready, and are refused when it failed or their time is up."""
@@ -294,3 +340,8 @@ class Sim:
             else:
                 left.append((model, until))
         self.held = left
+
+
+def key_of(action: Pull | Launch | Sleep | Wake | Stop) -> tuple[type, str]:
+    """As `Effects` tells them apart."""
+    return type(action), action.model if isinstance(action, Pull | Launch) else action.replica

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.actions import Launch
-from orchestrator.gpu import Gpu
-from orchestrator.model import Deployment, EngineKind, Instance, InstanceState, Weights, WeightsState
+from orchestrator.gpu import Gpu, Need, Size
+from orchestrator.model import Deployment, EngineKind, IdleAction, Instance, InstanceState, Weights, WeightsState
+from orchestrator.placement import ASLEEP_BYTES
 
-GPUS = tuple(Gpu(uuid=f"GPU-{n}", memory_bytes=1, free_bytes=1) for n in range(2))
+GB = 10**9
+GPUS = tuple(
+    Gpu(uuid=f"GPU-{n}", memory_bytes=size * GB, free_bytes=size * GB, index=n) for n, size in enumerate((80, 80, 24))
+)
+NEEDS = {
+    "m2": Need(sizes=(Size(gpus=1),)),
+    "m3": Need(sizes=(Size(gpus=1, bytes_min=12 * GB, bytes_wanted=20 * GB),)),
+    "m4": Need(sizes=(Size(gpus=1, bytes_min=40 * GB, bytes_wanted=45 * GB),)),
+    "m5": Need(sizes=(Size(gpus=2, bytes_min=60 * GB, bytes_wanted=70 * GB),)),
+}
+"""One that takes what it gets, two that share, one of which fits on large GPUs only, and one for two GPUs."""
+SLEEPERS = frozenset({"m3", "m4"})
 FATES = ("good", "good", "good", "stuck", "dies at start", "dies later", "falls sick")
 
 
 def deployments(spec: int = 0) -> dict[str, Deployment]:
-    """Five models: two on the CPU, three that want the two GPUs; `spec` changes what they are started with."""
+    """Six models: two on the CPU, four that want more of three GPUs than there is; `spec` changes what they are
+    started with."""
     return {
         f"m{n}": Deployment(
             name=f"m{n}",
             engine=EngineKind.COMMAND,
             source=f"org/m{n}",
             args=(str(spec),),
-            gpus=0 if n < 2 else 1,
-            priority=n % 2,
+            gpus=0 if n < 2 else None,
+            priority=n % 2 if n < 4 else 0,
+            residency_min_s=10.0,
+            turn_max_s=30.0,
+            idle_action=IdleAction.SLEEP if f"m{n}" in SLEEPERS else IdleAction.STOP,
+            sleep_timeout_s=60.0,
             idle_timeout_s=20.0,
             start_timeout_s=60.0,
             drain_timeout_s=10.0,
         )
-        for n in range(5)
+        for n in range(6)
     }
 
 
@@ -45,6 +62,8 @@ class Engine:
     ends: list[float] = field(default_factory=list)
     """When each running request will end."""
     last_byte_at: float | None = None
+    gpu_bytes: int = 0
+    asleep: bool = False
 
     def alive(self, now: float) -> bool:
         return now < self.dies_at
@@ -52,7 +71,12 @@ class Engine:
     def busy(self, now: float) -> bool:
         return bool(self.ends) and self.alive(now)
 
+    def holds_bytes(self, gpu: Gpu) -> int:
+        """What it may take of one of its GPUs."""
+        return ASLEEP_BYTES if self.asleep else self.gpu_bytes or gpu.memory_bytes
+
     def healthy(self, now: float) -> bool:
+        """Its health says nothing of its sleep."""
         return self.alive(now) and self.ready_at <= now < self.sick_at
 
 
@@ -65,6 +89,7 @@ class World:
         self.weights = {name: Weights(state=WeightsState.ABSENT) for name in deployments()}
         self.silent_until = 0.0
         self.calm = False
+        self.foreign: dict[str, int] = {}
         self.launches: list[tuple[float, str]] = []
 
     def launch(self, launch: Launch, deployment: Deployment, now: float) -> None:
@@ -80,6 +105,7 @@ class World:
             model=deployment.name,
             spec=deployment.spec,
             gpus=launch.gpus,
+            gpu_bytes=launch.gpu_bytes,
             ready_at=never if fate == "stuck" else now + start_s,
             dies_at=now + self.dice.uniform(0, start_s)
             if fate == "dies at start"
@@ -101,9 +127,18 @@ class World:
                 state=InstanceState.RUNNING if engine.alive(now) else InstanceState.EXITED,
                 endpoint="http://127.0.0.1:1",
                 gpus=engine.gpus,
+                gpu_bytes=engine.gpu_bytes,
             )
             for engine in self.engines.values()
         )
+
+    def gpus(self, now: float) -> tuple[Gpu, ...]:
+        """As NVML would show them: engines that are up use what they hold, and so do other programs."""
+        return tuple(replace(gpu, free_bytes=max(gpu.memory_bytes - self._used(gpu, now), 0)) for gpu in GPUS)
+
+    def _used(self, gpu: Gpu, now: float) -> int:
+        up = [e for e in self.engines.values() if gpu.uuid in e.gpus and e.alive(now) and now >= e.ready_at]
+        return sum(engine.holds_bytes(gpu) for engine in up) + self.foreign.get(gpu.uuid, 0)
 
     def tick(self, now: float) -> None:
         """Let requests end; the requests of a dead engine break off."""

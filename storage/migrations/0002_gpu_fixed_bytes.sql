@@ -1,0 +1,1 @@
+ALTER TABLE starts ADD COLUMN gpu_fixed_bytes BIGINT DEFAULT 0;
