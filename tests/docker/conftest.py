@@ -32,7 +32,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def second_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """Another host."""
     needed()
-    made = Daemon(tmp_path_factory.mktemp("dockerd2"), number=1)
+    made = Daemon(tmp_path_factory.mktemp("dockerd2"))
     build_engine_image(made)
     yield made
     left = made.containers()

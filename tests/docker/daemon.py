@@ -23,6 +23,7 @@ from tests.stub import STUB, until
 
 IMAGE = "orchestrator-test/engine:1"
 START_S = 60.0
+BRIDGES_MAX = 32
 REMEDY = "as root: apt-get install --no-install-recommends docker.io iproute2"
 _LEFT_OUT = {"test", "idlelib", "tkinter", "ensurepip", "site-packages", "lib2to3", "turtledemo", "config-3.11"}
 
@@ -38,21 +39,20 @@ def needed() -> None:
 
 
 class Daemon:
-    """One dockerd. `number` keeps the bridges of several apart."""
+    """One dockerd, with a bridge that no other has."""
 
-    def __init__(self, folder: Path, number: int = 0, *, gpus: bool = True, tcp_port: int | None = None) -> None:
+    def __init__(self, folder: Path, *, gpus: bool = True, tcp_port: int | None = None, tls: Path | None = None) -> None:
+        """`tls`: the folder of ``ca.pem``, ``server-cert.pem`` and ``server-key.pem``; then TCP asks for client
+        certificates."""
         self.folder = folder
         self.url = f"unix://{folder}/docker.sock"
         self._tcp_port = tcp_port
-        self._bridge = f"dkt{number}"
-        self._subnet = f"172.31.{240 + number}.1/24"
+        self._tls = tls
         self._hook = folder / "bin"
         folder.mkdir(parents=True, exist_ok=True)
         if gpus:
             self._accept_gpu_requests()
-        _run("ip", "link", "add", self._bridge, "type", "bridge")
-        _run("ip", "addr", "add", self._subnet, "dev", self._bridge)
-        _run("ip", "link", "set", self._bridge, "up")
+        self._bridge = _new_bridge()
         self.process = self._spawn()
 
     def _accept_gpu_requests(self) -> None:
@@ -71,13 +71,19 @@ class Daemon:
             *("--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self._bridge}"),
         ]
         if self._tcp_port is not None:
-            argv += ["--host", f"tcp://127.0.0.1:{self._tcp_port}", "--tls=false"]
+            argv += ["--host", f"tcp://127.0.0.1:{self._tcp_port}", *self._tls_options()]
         environ = {**os.environ, "PATH": f"{self._hook}:{os.environ['PATH']}"}
         with (self.folder / "dockerd.log").open("ab") as log:
             process = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
         until(lambda: self._answers() or process.poll() is not None, START_S)
         assert process.poll() is None, (self.folder / "dockerd.log").read_text()[-2000:]
         return process
+
+    def _tls_options(self) -> tuple[str, ...]:
+        if self._tls is None:
+            return ("--tls=false",)
+        files = (("ca", "ca"), ("cert", "server-cert"), ("key", "server-key"))
+        return ("--tlsverify", *(part for key, name in files for part in (f"--tls{key}", f"{self._tls}/{name}.pem")))
 
     def _answers(self) -> bool:
         with (
@@ -177,5 +183,16 @@ def _file(tar: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> No
     tar.addfile(info, io.BytesIO(data))
 
 
-def _run(*argv: str) -> None:
-    subprocess.run(argv, check=False, capture_output=True)
+def _new_bridge() -> str:
+    """The name of one made now: adding is atomic, so several runs at the same time get one each."""
+    for number in range(BRIDGES_MAX):
+        name = f"dkt{number}"
+        if _run("ip", "link", "add", name, "type", "bridge"):
+            _run("ip", "addr", "add", f"172.31.{200 + number}.1/24", "dev", name)
+            _run("ip", "link", "set", name, "up")
+            return name
+    raise AssertionError("no bridge could be made: are old ones left? `ip link del dkt0`")
+
+
+def _run(*argv: str) -> bool:
+    return subprocess.run(argv, check=False, capture_output=True).returncode == 0
