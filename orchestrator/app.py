@@ -10,6 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -32,11 +33,13 @@ from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
 from orchestrator.settings import Settings
 from orchestrator.upstream import Timeouts
+from orchestrator.windows import warmed
 from storage.catalog import Catalog
 from storage.history import DuckHistory
 
 TICK_S = 1.0
 RELOAD_S = 1.0
+ROOM_S = 20.0
 STOP_GRACE_S = 10.0
 """How long an engine may take to end when the service ends."""
 LOOP_STALL_S = 30.0
@@ -91,7 +94,7 @@ class Service:
         self._data = data
         self._watched = watched
         self._clock = SystemClock()
-        wanted = deployments(settings, folder=watched.folder)
+        self._configured = deployments(settings, folder=watched.folder)
         self._keys = KeyRing(settings.auth.keys_file)
         self._lock = InstanceLock(data)
         self._metrics = Metrics()
@@ -105,7 +108,7 @@ class Service:
         self._catalog = Catalog(data / "catalog.duckdb")
         self._history = DuckHistory(self._catalog)
         self._reconciler = Reconciler(
-            deployments=wanted,
+            deployments=warmed(self._configured, datetime.now(UTC)),
             runtime=self._runtime,
             weights=parts.stock,
             engines=parts.engines,
@@ -117,6 +120,7 @@ class Service:
             boot=secrets.token_hex(3),
             wakeup=self._wakeup,
             publish=self._publish,
+            prime=parts.prime,
         )
         self._loop_task: asyncio.Task[None] | None = None
         self._control = Control(
@@ -225,19 +229,28 @@ class Service:
         scheduler = AsyncIOScheduler(timezone="UTC")
         scheduler.add_job(self._tick, "interval", seconds=TICK_S, max_instances=1, coalesce=True)
         scheduler.add_job(self._reload, "interval", seconds=RELOAD_S, max_instances=1, coalesce=True)
+        scheduler.add_job(self._make_room, "interval", seconds=ROOM_S, max_instances=1, coalesce=True)
         scheduler.start()
         return scheduler
 
     async def _tick(self) -> None:
         self._reconciler.sweep()
         self._reconciler.wake()
+        self._parts.room.keep = self._reconciler.weights_in_use()
 
     async def _reload(self) -> None:
         self._keys.refresh()
         fresh = self._watched.refresh()
         if fresh is not None:
             log.info("configuration_reloaded", models=len(fresh))
-            self._reconciler.configure(fresh)
+            self._configured = fresh
+        wanted = warmed(self._configured, datetime.now(UTC))
+        if wanted != self._reconciler.deployments:
+            self._reconciler.configure(wanted)
+
+    async def _make_room(self) -> None:
+        """Remove weights that nobody uses when the disk runs full."""
+        await asyncio.to_thread(self._parts.room.make)
 
     def _publish(self, routes: Mapping[str, Route]) -> None:
         before = self._activator.routes

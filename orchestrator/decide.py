@@ -122,7 +122,7 @@ def _pulls(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> I
         if not _may_start(deployment, fleet, now):
             continue
         state = fleet.weights.get(deployment.name, Weights(state=WeightsState.ABSENT)).state
-        asked = wanted(deployment, fleet, now) or _pull_asked(deployment, fleet)
+        asked = deployment.preload or wanted(deployment, fleet, now) or _pull_asked(deployment, fleet)
         if asked and state not in (WeightsState.PRESENT, WeightsState.PULLING):
             yield Pull(model=deployment.name)
 

@@ -131,6 +131,7 @@ class Effects:
         grant = Grant(gpus=len(action.gpus), memory_fraction=action.memory_fraction)
         try:
             await asyncio.to_thread(engine.preflight, deployment, path)
+            await asyncio.to_thread(self._weights.used, deployment)
             spec = LaunchSpec(
                 id=action.replica,
                 model=deployment.name,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config import cache_dir
 from orchestrator.model import EngineKind
-from orchestrator.ports import Engine, Images, Runtime, WeightsStore
+from orchestrator.ports import Engine, Images, Prime, Runtime, WeightsStore
 from orchestrator.settings import RuntimeSettings, Settings
 from orchestrator.stock import Stock
 from runtimes.engines import container_engines, engines
 from runtimes.gpu_watch import PATIENCE_S, LocalGpus
 from runtimes.gpus import GpuReader
 from runtimes.process import ProcessRuntime
+from storage.disk_room import DiskRoom
+from storage.hub import cache_folder
+from storage.page_cache import prime
 from storage.weights import HubWeights
 
 NOBODY = "65534:65534"
@@ -32,14 +35,18 @@ class Parts:
     """All that must be on the disk before a start."""
     images: Images | None = None
     gpu_reader: GpuReader
+    room: DiskRoom
+    prime: Prime | None
 
 
 def build(settings: Settings, data: Path, instance: str) -> Parts:
     """The parts for `settings.runtime.kind`. Starts nothing."""
     reader = GpuReader(environ=os.environ, patience_s=PATIENCE_S)
-    weights = HubWeights(pulls_max=settings.runtime.pulls_max)
+    room = DiskRoom(cache_folder(os.environ), free_bytes_min=settings.storage.weights_free_bytes_min)
+    weights = HubWeights(pulls_max=settings.runtime.pulls_max, make_room=room.make)
+    shared = _Shared(reader=reader, weights=weights, room=room, prime=_prime if settings.runtime.prime else None)
     if settings.runtime.kind == "docker":
-        return _docker(settings.runtime, data, instance, reader, weights)
+        return _docker(settings.runtime, data, instance, shared)
     runtime = ProcessRuntime(
         folder=data / "replicas",
         instance=instance,
@@ -48,10 +55,33 @@ def build(settings: Settings, data: Path, instance: str) -> Parts:
         gpus=LocalGpus(reader),
     )
     adapters = engines(cache_dir(os.environ))
-    return Parts(runtime=runtime, engines=adapters, weights=weights, stock=weights, gpu_reader=reader)
+    return Parts(
+        runtime=runtime,
+        engines=adapters,
+        weights=weights,
+        stock=weights,
+        gpu_reader=reader,
+        room=room,
+        prime=shared.prime,
+    )
 
 
-def _docker(settings: RuntimeSettings, data: Path, instance: str, reader: GpuReader, weights: HubWeights) -> Parts:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shared:
+    """What every kind has."""
+
+    reader: GpuReader
+    weights: HubWeights
+    room: DiskRoom
+    prime: Prime | None
+
+
+def _prime(folder: str, on_bytes: Callable[[int], None], cancelled: Callable[[], bool]) -> str:
+    primed = prime(Path(folder), on_bytes=on_bytes, cancelled=cancelled)
+    return primed.reason or f"all in memory after {primed.seconds:.1f} s"
+
+
+def _docker(settings: RuntimeSettings, data: Path, instance: str, shared: _Shared) -> Parts:
     from runtimes.docker.container import Options  # docker's own imports take long, and only this kind needs them
     from runtimes.docker.host import Address
     from runtimes.docker.images import Images as DockerImages
@@ -74,15 +104,17 @@ def _docker(settings: RuntimeSettings, data: Path, instance: str, reader: GpuRea
         ),
         folder=data / "replicas",
         caches=(settings.caches_dir or data / "engine-caches").resolve(),
-        local_gpus=LocalGpus(reader),
+        local_gpus=LocalGpus(shared.reader),
     )
     images = DockerImages(runtime.hosts.values(), on_present=runtime.probe_with)
     runtime.on_missing_image = images.forget
     return Parts(
         runtime=runtime,
         engines=container_engines(),
-        weights=weights,
-        stock=Stock((weights, images)),
+        weights=shared.weights,
+        stock=Stock((shared.weights, images)),
         images=images,
-        gpu_reader=reader,
+        gpu_reader=shared.reader,
+        room=shared.room,
+        prime=shared.prime,
     )

@@ -81,6 +81,16 @@ class WeightsStore(Protocol):
         `errors.WeightsError`. A second call while one runs waits for that one.
         """
 
+    def used(self, deployment: Deployment) -> None:
+        """An engine is about to use what is there. Blocks for a moment."""
+
+
+class Prime(Protocol):
+    """Reads a folder's weights into the page cache. Blocks for as long as the disk takes."""
+
+    def __call__(self, folder: str, on_bytes: Callable[[int], None], cancelled: Callable[[], bool]) -> str:
+        """What came of it, in a few words. Never raises for what a disk does. Both callbacks come from threads."""
+
 
 class Images(Protocol):
     """Keeps the images that engines run in, where engines are containers."""

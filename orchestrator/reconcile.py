@@ -18,14 +18,15 @@ import structlog
 from orchestrator import fleet as step
 from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
 from orchestrator.activator import Activator, Lane, Route
-from orchestrator.decide import decide, waits
+from orchestrator.decide import decide, waits, wanted
 from orchestrator.effects import GRACE_S_DEFAULT, Effects
 from orchestrator.errors import RuntimeUnavailable
 from orchestrator.eta import Expected, expect
 from orchestrator.metrics import Metrics
-from orchestrator.model import Deployment, EngineKind, Fleet, Instance, Phase, Sighting, StartRecord
+from orchestrator.model import Deployment, EngineKind, Fleet, Instance, Phase, Progress, Sighting, StartRecord
 from orchestrator.needs import Needs
-from orchestrator.ports import Clock, Engine, History, Runtime, WeightsStore
+from orchestrator.ports import Clock, Engine, History, Prime, Runtime, WeightsStore
+from orchestrator.prime import Primer
 from orchestrator.scout import STARTING_PROBE_S, Scout
 from orchestrator.starts import ended_starts
 from orchestrator.upstream import Pool, Timeouts
@@ -57,6 +58,7 @@ class Reconciler:
         boot: str,
         wakeup: asyncio.Event,
         publish: Callable[[Mapping[str, Route]], None],
+        prime: Prime | None = None,
     ) -> None:
         self.deployments = deployments
         self._runtime = runtime
@@ -74,6 +76,7 @@ class Reconciler:
         self._pass_end = asyncio.Event()
         self._lanes: dict[str, Lane] = {}
         self._effects = Effects(runtime=runtime, weights=weights, engines=engines, metrics=metrics, wake=self.wake)
+        self._primer = Primer(prime=prime, spawn=self._effects.spawn)
         self._needs = Needs(engines=engines, spawn=self._effects.spawn, wake=self.wake)
         self._past: tuple[StartRecord, ...] = ()
         self._last_replica: dict[str, str] = {}
@@ -98,6 +101,17 @@ class Reconciler:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S):
                 await self._pass_end.wait()
+
+    def weights_in_use(self) -> frozenset[str]:
+        """The folders of weights that must stay on the disk: in use, about to be, or pinned; hub ids of those that
+        are to come."""
+        now, kept = self._clock.monotonic(), set()
+        for name, deployment in self.deployments.items():
+            weights = self._fleet.weights.get(name)
+            wished = deployment.pinned or deployment.preload or wanted(deployment, self._fleet, now)
+            if wished or self._fleet.of(name):
+                kept |= {deployment.source, *((weights.path,) if weights and weights.path else ())}
+        return frozenset(kept)
 
     def configure(self, deployments: Mapping[str, Deployment]) -> None:
         """Take new deployments; what no longer fits leaves in the next passes."""
@@ -149,7 +163,7 @@ class Reconciler:
         sighting = Sighting(
             instances=None if instances is None else report.instances,
             healthy=report.healthy,
-            progress=report.progress,
+            progress=self._shown(report.progress),
             failures=report.failures,
             weights={name: self._weights.look(d) for name, d in self.deployments.items()},
             demand=self._activator.demand(),
@@ -165,6 +179,7 @@ class Reconciler:
             self._act(action, now)
         self._fleet = replace(self._fleet, waits=waits(self.deployments, self._fleet, now))
         self._fleet = step.track(self._fleet, self.deployments, now)
+        self._primer.look(self._fleet, self.deployments)
         self._remember(before, now)
         self._lay_lanes()
         self._publish(self._routes(now))
@@ -172,6 +187,12 @@ class Reconciler:
         self.passed_at = now
         waited_for, self._pass_end = self._pass_end, asyncio.Event()
         waited_for.set()
+
+    def _shown(self, progress: Mapping[str, Progress]) -> dict[str, Progress]:
+        """What the logs of engines that start say, and the reading of their weights."""
+        starting = {r.id: r.model for r in self._fleet.replicas.values() if r.phase is Phase.STARTING}
+        told = {**dict.fromkeys(starting, Progress()), **progress}
+        return {id: self._primer.shown(starting[id], told[id]) if id in starting else told[id] for id in told}
 
     async def _list(self) -> tuple[Instance, ...] | None:
         """What runs, or None: unknown."""

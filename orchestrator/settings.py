@@ -88,6 +88,7 @@ class RuntimeSettings(Table):
         "stop", description="engines when the service ends in good order; keep: the next one adopts them"
     )
     pulls_max: Count = Field(2, description="models pulled at the same time")
+    prime: bool = Field(True, description="read weights into the page cache while their engine starts")
     caches_dir: Path | None = Field(
         None, description="docker: compiled kernels, kept between starts; default: engine-caches in the data folder"
     )
@@ -117,6 +118,9 @@ class RuntimeSettings(Table):
 
 class StorageSettings(Table):
     url: str = Field("file://data/objects", description="where files live; nothing is kept there yet")
+    weights_free_bytes_min: int = Field(
+        10 * 2**30, ge=0, description="when less is free, the least recently used weights that we fetched are removed"
+    )
 
 
 class Lifecycle(Table):

@@ -23,6 +23,11 @@ class Stock:
         """All that is missing, in one: see `combined`."""
         return combined([store.look(deployment) for store in self._stores])
 
+    def used(self, deployment: Deployment) -> None:
+        """All of it."""
+        for store in self._stores:
+            store.used(deployment)
+
     async def pull(self, deployment: Deployment) -> None:
         """All at the same time. The first failure is raised once each has ended."""
         results = await asyncio.gather(*(store.pull(deployment) for store in self._stores), return_exceptions=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from orchestrator.errors import WeightsError, WeightsMissing, WeightsTooLarge, WeightsUnreachable
 from orchestrator.model import Deployment, Weights, WeightsState
+from storage.disk_space import mark_used
 from storage.download import PART_SUFFIX, Cancelled, Refused, fetch, part_of
 from storage.hub import HubFile, Plan, cache_folder, of_status, plan, token
 
@@ -69,11 +70,13 @@ class HubWeights:
         environ: Mapping[str, str] = os.environ,
         monotonic: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+        make_room: Callable[[int], None] = lambda for_bytes: None,
     ) -> None:
         self._environ = environ
         self._cache = cache_folder(environ)
         self._now = monotonic
         self._free_bytes = free_bytes
+        self._make_room = make_room
         self._slots = asyncio.Semaphore(pulls_max)
         self._pulls: dict[tuple[str, str], _Pull] = {}
         self._errors: dict[tuple[str, str], WeightsError] = {}
@@ -100,6 +103,7 @@ class HubWeights:
         found = self._found.get(key)
         if found is not None and found.path and Path(found.path).is_dir():
             return found
+        self._found.pop(key, None)
         path = Path(source) if source.startswith("/") else snapshot(self._cache, *key)
         if path is not None and path.is_dir():
             size = snapshot_bytes(path)
@@ -126,6 +130,12 @@ class HubWeights:
             pull.task = asyncio.create_task(self._run(key, pull))
         await asyncio.shield(pull.task)
 
+    def used(self, deployment: Deployment) -> None:
+        """See `ports.WeightsStore.used`. Only what was pulled by its hub id is ours to remove one day."""
+        weights = self.look(deployment)
+        if weights.path and not deployment.source.startswith("/"):
+            mark_used(Path(weights.path))
+
     async def aclose(self) -> None:
         """Give up what runs; blocks until its threads have noticed."""
         pulls = list(self._pulls.values())
@@ -136,6 +146,7 @@ class HubWeights:
 
     async def _run(self, key: tuple[str, str], pull: _Pull) -> None:
         self._errors.pop(key, None)
+        self._found.pop(key, None)  # what comes may be cut short: it is looked at anew
         try:
             async with self._slots:
                 await self._fetch_all(key, pull)
@@ -171,6 +182,9 @@ class HubWeights:
         pull.total_bytes = sum(f.size for f in by_blob.values())
         pull.done_bytes = pull.total_bytes - sum(f.size - parts[f.blob] for f in missing)
         needed, free = pull.total_bytes - pull.done_bytes, self._free_bytes(blobs)
+        if needed and needed + DISK_MARGIN_BYTES > free:
+            self._make_room(needed + DISK_MARGIN_BYTES)
+            free = self._free_bytes(blobs)
         if needed and needed + DISK_MARGIN_BYTES > free:
             raise WeightsTooLarge(
                 f"{wanted.repo} needs {_gb(needed)} more and {_gb(DISK_MARGIN_BYTES)} to spare,"

@@ -101,6 +101,9 @@ class Images:
             self._pulls[image] = asyncio.create_task(self._run(image))
         await asyncio.shield(self._pulls[image])
 
+    def used(self, deployment: Deployment) -> None:
+        """Docker keeps its own count."""
+
     async def find(self, images: Iterable[str]) -> None:
         """Learn which of these every host has already. A host that does not answer is asked at the pull."""
         for image in {*images} - self._present:

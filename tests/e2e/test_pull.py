@@ -72,3 +72,18 @@ def test_pull_command(tmp_path: Path, hub: Hub) -> None:
         done = subprocess.run(argv, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=WAIT_S)
         assert (done.returncode, done.stdout.strip()) == (0, f"{REPO}: 2.0 MB of weights are here")
         assert running.engines() == []
+
+
+def test_preloaded_models_are_fetched_before_anybody_asks(tmp_path: Path, hub: Hub) -> None:
+    table = model_table(REPO, source=REPO, preload=True)
+    with service(tmp_path, table, **environ(hub, tmp_path)) as running:
+        until(lambda: running.model(REPO)["weights"]["state"] == "present")
+        assert running.phase(REPO) == "cold"
+        assert running.engines() == []
+
+
+def test_a_launch_marks_its_weights_as_used(tmp_path: Path, hub: Hub) -> None:
+    with service(tmp_path, model_table(REPO, source=REPO), **environ(hub, tmp_path)) as running:
+        with running.client() as client:
+            assert client.post(CHAT, json=ask(REPO), headers={"prefer": "wait=20"}).status_code == 200
+        assert list((tmp_path / "hf" / "hub" / "models--org--model" / ".orchestrator-used").iterdir())
