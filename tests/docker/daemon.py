@@ -41,7 +41,9 @@ def needed() -> None:
 class Daemon:
     """One dockerd, with a bridge that no other has."""
 
-    def __init__(self, folder: Path, *, gpus: bool = True, tcp_port: int | None = None, tls: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, gpus: bool = True, tcp_port: int | None = None, tls: Path | None = None
+    ) -> None:
         """`tls`: the folder of ``ca.pem``, ``server-cert.pem`` and ``server-key.pem``; then TCP asks for client
         certificates."""
         self.folder = folder
