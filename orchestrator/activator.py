@@ -53,7 +53,9 @@ class Route:
     """Why it can never run on these GPUs."""
 
     def given_up(self, now: float) -> bool:
-        """Whether the last attempt failed and the next is not due."""
+        """Whether it is of no use to wait: the last attempt failed and the next is not due, or it can never fit."""
+        if self.unfit:
+            return not self.lanes
         return self.track.phase is Phase.FAILED and self.backoff is not None and now < self.backoff.retry_at
 
     def eta_s(self, now: float) -> float | None:

@@ -136,7 +136,7 @@ class Service:
             settled=self._reconciler.settled,
             version=importlib.metadata.version("orchestrator"),
         )
-        self._metrics.watch(self._activator)
+        self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
 
     def asgi(self) -> ASGIApp:
         """The outermost app."""

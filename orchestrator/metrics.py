@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from orchestrator.activator import Activator
-from orchestrator.model import Phase, StartRecord
+from orchestrator.gpu_metrics import GpuGauges
+from orchestrator.model import Fleet, Phase, StartRecord
 
 REQUEST_BUCKETS_S = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 START_BUCKETS_S = (0.25, 1, 2.5, 5, 10, 20, 40, 60, 90, 120, 180, 300, 600, 1200, 3600)
@@ -63,6 +64,12 @@ class Metrics:
             buckets=START_BUCKETS_S,
             registry=self.registry,
         )
+        self.evictions = Counter(
+            "orchestrator_evictions",
+            "Replicas that were told to make room on their GPUs.",
+            ["model"],
+            registry=self.registry,
+        )
         self.loop_passes = Counter("orchestrator_loop_passes", "Reconcile passes.", registry=self.registry)
         self.loop_errors = Counter(
             "orchestrator_effect_errors", "Effects that failed.", ["effect"], registry=self.registry
@@ -81,9 +88,10 @@ class Metrics:
         for phase, seconds in record.seconds.items():
             self.start_seconds.labels(record.model, phase).observe(seconds)
 
-    def watch(self, activator: Activator) -> None:
-        """Read the gauges from `activator`, and the requests' numbers, at each scrape."""
+    def watch(self, activator: Activator, fleet: Callable[[], Fleet]) -> None:
+        """Read the gauges from `activator` and the last `fleet`, and the requests' numbers, at each scrape."""
         self.registry.register(_Gauges(activator))
+        self.registry.register(GpuGauges(fleet))
         self.registry.register(_Requests(self._models))
 
     def page(self) -> bytes:

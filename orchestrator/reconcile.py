@@ -210,6 +210,8 @@ class Reconciler:
             case Drain(replica=replica, reason=reason, then=then, patient=patient):
                 self._fleet = step.drained(self._fleet, replica, reason, now, then=then, patient=patient)
                 log.info("draining", model=action.model, replica=replica, reason=reason)
+                if patient:
+                    self._metrics.evictions.labels(action.model).inc()
                 self.wake()
             case Stop(replica=replica, reason=reason):
                 if self._effects.stop(action, deployment.drain_timeout_s if deployment else GRACE_S_DEFAULT):
