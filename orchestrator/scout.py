@@ -145,9 +145,13 @@ class Scout:
         return not self._asleep[replica]
 
     async def _autopsy(self, instance: Instance, deployment: Deployment) -> None:
-        tail = await self._log_tail(instance.id)
-        engine = self._engines[deployment.engine]
-        self._failures[instance.id] = engine.failure(tail, instance.exit_code)
+        """What the runtime knows for certain, else what the engine said."""
+        if instance.reason:
+            self._failures[instance.id] = instance.reason
+        else:
+            tail = await self._log_tail(instance.id)
+            engine = self._engines[deployment.engine]
+            self._failures[instance.id] = engine.failure(tail, instance.exit_code)
         self._wake()
 
     async def _log_tail(self, replica: str) -> str:

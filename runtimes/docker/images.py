@@ -19,6 +19,7 @@ from docker.errors import NotFound as NoSuchThing
 from orchestrator.errors import RuntimeUnavailable, WeightsError, WeightsMissing, WeightsUnreachable
 from orchestrator.model import Deployment, Weights, WeightsState
 from runtimes.docker.host import DockerHost, connect
+from runtimes.docker.said import refusal, said
 
 RATE_WINDOW_S = 5.0
 SILENCE_S_MAX = 300
@@ -48,27 +49,29 @@ class Layers:
     @property
     def bytes_per_s(self) -> float | None:
         """Over the last seconds; None while nothing can be said."""
-        if len(self.samples) < 2 or self.samples[-1][0] == self.samples[0][0]:
+        samples = tuple(self.samples)  # a pull's thread adds to it meanwhile
+        if len(samples) < 2 or samples[-1][0] == samples[0][0]:
             return None
-        (then, before), (now, after) = self.samples[0], self.samples[-1]
+        (then, before), (now, after) = samples[0], samples[-1]
         return max(after - before, 0) / (now - then)
 
 
 class Images:
-    """`ports.WeightsStore` for images, over all hosts: an engine may be placed on any. `on_present` is told of each
-    image that all of them have."""
+    """`ports.WeightsStore` for images, over all hosts that answer: an engine may be placed on any of these. A host that
+    comes back gets what it missed. `on_present` is told which host has which image."""
 
     def __init__(
         self,
         hosts: Iterable[DockerHost],
         *,
-        on_present: Callable[[str], None] = lambda image: None,
+        on_present: Callable[[str, str], None] = lambda host, image: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hosts = tuple(hosts)
         self._on_present = on_present
         self._now = monotonic
-        self._present: set[str] = set()
+        self._present: dict[str, set[str]] = {}
+        """Image to the names of the hosts that have it."""
         self._errors: dict[str, WeightsError] = {}
         self._layers: dict[str, Layers] = {}
         self._pulls: dict[str, asyncio.Task[None]] = {}
@@ -77,7 +80,7 @@ class Images:
     def look(self, deployment: Deployment) -> Weights:
         """See `ports.WeightsStore.look`. From memory: `pull` and `forget` keep it right."""
         image = deployment.image
-        if image in self._present:
+        if self._is_present(image):
             return Weights(state=WeightsState.PRESENT)
         if image in self._pulls:
             layers = self._layers.get(image, Layers())
@@ -95,7 +98,7 @@ class Images:
     async def pull(self, deployment: Deployment) -> None:
         """See `ports.WeightsStore.pull`. It goes on when a caller is cancelled; `aclose` ends it."""
         image = deployment.image
-        if image in self._present:
+        if self._is_present(image):
             return
         if image not in self._pulls:
             self._pulls[image] = asyncio.create_task(self._run(image))
@@ -105,19 +108,27 @@ class Images:
         """Docker keeps its own count."""
 
     async def find(self, images: Iterable[str]) -> None:
-        """Learn which of these every host has already. A host that does not answer is asked at the pull."""
-        for image in {*images} - self._present:
-            with contextlib.suppress(RuntimeUnavailable, APIError):
-                if all(await asyncio.gather(*(_has(host, image) for host in self._hosts))):
-                    self._found(image)
+        """Learn which of these are where. A host that does not answer within moments is asked when it does."""
+        await asyncio.gather(*(host.look() for host in self._hosts))
+        await asyncio.gather(*(self._find(host, i) for host in self._hosts if not host.fault for i in {*images}))
 
-    def _found(self, image: str) -> None:
-        self._present.add(image)
-        self._on_present(image)
+    async def _find(self, host: DockerHost, image: str) -> None:
+        with contextlib.suppress(RuntimeUnavailable, APIError):
+            if await _has(host, image):
+                self._found(host, image)
 
-    def forget(self, image: str) -> None:
-        """A host turned out not to have it: the next start pulls it."""
-        self._present.discard(image)
+    def _found(self, host: DockerHost, image: str) -> None:
+        self._present.setdefault(image, set()).add(host.name)
+        self._on_present(host.name, image)
+
+    def _is_present(self, image: str) -> bool:
+        """Whether every host that answers has it, and one at least."""
+        have = self._present.get(image, set())
+        return bool(have) and all(host.fault or host.name in have for host in self._hosts)
+
+    def forget(self, host: str, image: str) -> None:
+        """That host turned out not to have it: the next start pulls it."""
+        self._present.get(image, set()).discard(host)
 
     async def aclose(self) -> None:
         """Give up what runs. Docker keeps the layers that it has."""
@@ -131,8 +142,12 @@ class Images:
         self._errors.pop(image, None)
         self._layers[image] = Layers()
         try:
-            await asyncio.gather(*(self._pull_on(host, image) for host in self._hosts))
-            self._found(image)
+            pulls = [self._pull_on(host, image) for host in self._hosts if not host.fault]
+            results = await asyncio.gather(*pulls, return_exceptions=True)
+            for failure in (result for result in results if result is not None):
+                raise failure
+            if not pulls:
+                raise WeightsUnreachable(f"the image {image} can't be pulled: no Docker host answers")
         except WeightsError as error:
             self._errors[image] = error
             raise
@@ -142,13 +157,15 @@ class Images:
     async def _pull_on(self, host: DockerHost, image: str) -> None:
         where = f" on {host.name}" if host.name else ""
         try:
-            if await _has(host, image):
-                return
-            await self._threaded(host, image)
-        except NoSuchThing as error:
-            raise WeightsMissing(f"the image {image} can't be had: {_said(error)}") from None
+            if not await _has(host, image):
+                await self._threaded(host, image)
         except (RuntimeUnavailable, DockerException, requests.RequestException, OSError) as error:
-            raise WeightsUnreachable(f"the image {image} can't be pulled{where}: {_said(error)}") from None
+            text = said(error)
+            remedy = refusal(text) if isinstance(error, _Refused | APIError) else ""
+            kind = WeightsMissing if remedy else WeightsUnreachable
+            told = f"the image {image} can't be pulled{where}: {text}"
+            raise kind(f"{told}; {remedy}" if remedy else told) from None
+        self._found(host, image)
 
     async def _threaded(self, host: DockerHost, image: str) -> None:
         """In a thread of its own, which does not hold up our end."""
@@ -179,7 +196,7 @@ class Images:
                 if self._cancelled.is_set():
                     return
                 if "error" in line:
-                    raise _refused(line["error"])
+                    raise _Refused(line["error"])
                 if (layers := self._layers.get(image)) is not None:
                     layers.heard({**line, "id": f"{host.name}/{line.get('id', '')}"}, self._now())
 
@@ -192,13 +209,5 @@ async def _has(host: DockerHost, image: str) -> bool:
     return True
 
 
-def _refused(text: str) -> WeightsError:
-    """What the registry's words mean. They come in the middle of an answer that began with 200."""
-    gone = any(word in text.lower() for word in ("not found", "manifest unknown", "denied", "unauthorized"))
-    kind = WeightsMissing if gone else WeightsUnreachable
-    return kind(f"the image can't be pulled: {text[:300]}")
-
-
-def _said(error: Exception) -> str:
-    text = error.explanation if isinstance(error, APIError) and error.explanation else str(error)
-    return (str(text).splitlines() or [type(error).__name__])[0][:300]
+class _Refused(DockerException):
+    """What went wrong in the middle of a pull, whose answer had begun with 200."""

@@ -33,6 +33,7 @@ from runtimes.docker.host import Address, DockerHost
 from runtimes.docker.log import follow as follow_log
 from runtimes.docker.log import tail_of
 from runtimes.docker.probe import HostGpus
+from runtimes.docker.said import said
 from runtimes.gpu_watch import LocalGpus
 from runtimes.kept_logs import KeptLogs, is_name
 
@@ -65,8 +66,8 @@ class DockerRuntime:
         self._options = options
         self._logs = KeptLogs(folder / "logs")
         self._caches = caches
-        self.on_missing_image: Callable[[str], None] = lambda image: None
-        """Told of an image that a host turned out not to have."""
+        self.on_missing_image: Callable[[str, str], None] = lambda host, image: None
+        """Told of a host, and an image that it turned out not to have."""
         self._gpus = {name: HostGpus(host, local_gpus, options) for name, host in self.hosts.items()}
         self._monotonic = monotonic
         self._began_at = monotonic()
@@ -141,7 +142,7 @@ class DockerRuntime:
     async def gpus(self) -> tuple[Gpu, ...] | None:
         """See `ports.Runtime.gpus`. Those of a silent host are not fit to be leased."""
         found = await asyncio.gather(*(source.gpus() for source in self._gpus.values()))
-        if not all(source.ready for source in self._gpus.values()):
+        if not all(source.ready or self.hosts[name].fault for name, source in self._gpus.items()):
             return None
         return tuple(
             replace(gpu, host=name, healthy=gpu.healthy and not host.fault, fault=gpu.fault or host.fault)
@@ -149,10 +150,9 @@ class DockerRuntime:
             for gpu in gpus
         )
 
-    def probe_with(self, image: str) -> None:
-        """An image that every host has: the GPUs of distant ones can be asked for now."""
-        for source in self._gpus.values():
-            source.probe_with(image)
+    def probe_with(self, host: str, image: str) -> None:
+        """An image that the host has: its GPUs can be asked for now."""
+        self._gpus[host].probe_with(image)
 
     def places(self) -> tuple[str, ...]:
         """See `ports.Runtime.places`."""
@@ -179,7 +179,7 @@ class DockerRuntime:
             await host.call(lambda client: client.start(name_of(spec.id)))
         except APIError as error:
             await self._remove(host, name_of(spec.id))
-            raise LaunchFailed(f"the container can't be started: {_said(error)}") from None
+            raise LaunchFailed(f"the container can't be started: {said(error)}") from None
         crash_point("launch.after_start")
 
     def _create(self, body: Mapping[str, Any], spec: LaunchSpec, client: docker.APIClient) -> bool:
@@ -187,13 +187,13 @@ class DockerRuntime:
         try:
             client.create_container_from_config(dict(body), name_of(spec.id))  # type: ignore[no-untyped-call]
         except NoSuchThing as error:
-            if "image" not in _said(error).lower():
-                raise LaunchFailed(f"the container can't be made: {_said(error)}") from None
-            self.on_missing_image(spec.image)
+            if "image" not in said(error).lower():
+                raise LaunchFailed(f"the container can't be made: {said(error)}") from None
+            self.on_missing_image(spec.host, spec.image)
             raise LaunchFailed(f"the image {spec.image} is gone from the host; it is pulled again") from None
         except APIError as error:
             if error.status_code != CONFLICT:
-                raise LaunchFailed(f"the container can't be made: {_said(error)}") from None
+                raise LaunchFailed(f"the container can't be made: {said(error)}") from None
             return self._half_made(client, spec)
         return True
 
@@ -234,8 +234,13 @@ class DockerRuntime:
             with contextlib.suppress(RuntimeUnavailable, APIError):
                 found = await self.hosts[instance.host].call(_inspect(name_of(instance.id)))
                 state = found["State"]
-                reason = "its container ran out of memory" if state.get("OOMKilled") else state.get("Error") or ""
+                reason = self._out_of_memory() if state.get("OOMKilled") else state.get("Error") or ""
                 self._ends[instance.id] = (state.get("ExitCode"), reason)
+
+    def _out_of_memory(self) -> str:
+        limit = self._options.memory_bytes_max
+        remedy = f"raise runtime.memory_bytes_max, now {limit / 2**20:.0f} MiB" if limit else "its host has too little"
+        return f"its container ran out of memory: {remedy}"
 
     def _explained(self, instance: Instance) -> Instance:
         if instance.state is not InstanceState.EXITED or instance.id not in self._ends:
@@ -299,16 +304,11 @@ class DockerRuntime:
             await host.call(lambda client: client.remove_container(name, force=True, v=True))
         except APIError as error:
             if error.status_code not in (GONE, CONFLICT):
-                raise RuntimeUnavailable(f"{name} can't be removed: {_said(error)}") from None
+                raise RuntimeUnavailable(f"{name} can't be removed: {said(error)}") from None
 
 
 def _inspect(name: str) -> Callable[[docker.APIClient], dict[str, Any]]:
     return lambda client: client.inspect_container(name)
-
-
-def _said(error: APIError) -> str:
-    """What the daemon says, in one line."""
-    return str(error.explanation or error).splitlines()[0][:300]
 
 
 def _make_writable(folder: Path, user: str) -> None:
