@@ -121,6 +121,7 @@ class Service:
             wakeup=self._wakeup,
             publish=self._publish,
             prime=parts.prime,
+            orphan_grace_s=settings.runtime.orphan_grace_s,
         )
         self._loop_task: asyncio.Task[None] | None = None
         self._control = Control(

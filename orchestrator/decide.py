@@ -19,9 +19,13 @@ DEMAND_S_MIN = 60.0
 IDLE = "idle"
 DRAIN_S_DEFAULT = 30.0
 """For engines whose model is no longer configured: their requests may end all the same."""
+ORPHAN_GRACE_S = 60.0
+"""What outlived us, and whose model is not configured, stays for this long: the file may be wrong just now."""
 
 
-def decide(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> tuple[Action, ...]:
+def decide(
+    deployments: Mapping[str, Deployment], fleet: Fleet, now: float, orphan_grace_s: float = ORPHAN_GRACE_S
+) -> tuple[Action, ...]:
     """The actions that bring what is closer to what is wanted.
 
     1. The runtime is silent: nothing. What we don't know we neither stop nor start twice.
@@ -30,7 +34,8 @@ def decide(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> t
     """
     if not fleet.known:
         return ()
-    leaving = [action for replica in fleet.replicas.values() for action in _leaving(deployments, fleet, replica, now)]
+    due = [r for r in fleet.replicas.values() if not _spared(deployments, r, now, orphan_grace_s)]
+    leaving = [action for replica in due for action in _leaving(deployments, fleet, replica, now)]
     going = {action.replica for action in leaving}
     arriving = [action for action in _line(deployments, fleet, now).actions if action.replica not in going]
     return (*leaving, *_pulls(deployments, fleet, now), *arriving)
@@ -94,6 +99,13 @@ def _leaving(
             yield Drain(model=model, replica=replica.id, reason=reason, then=then)
         else:
             yield Stop(model=model, replica=replica.id, reason=reason)
+
+
+def _spared(deployments: Mapping[str, Deployment], replica: Replica, now: float, orphan_grace_s: float) -> bool:
+    """Whether it is an orphan that may yet turn out to be none: found alive, of a model that is not configured and,
+    since we never saw it ready, has not been in our time."""
+    found = replica.adopted and replica.ready_at is None and replica.phase not in (Phase.DRAINING, Phase.FAILED)
+    return found and replica.model not in deployments and now - replica.created_at < orphan_grace_s
 
 
 def _why_leave(deployment: Deployment | None, fleet: Fleet, replica: Replica, now: float) -> str:

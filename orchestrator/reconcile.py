@@ -18,7 +18,7 @@ import structlog
 from orchestrator import fleet as step
 from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
 from orchestrator.activator import Activator, Lane, Route
-from orchestrator.decide import decide, waits, wanted
+from orchestrator.decide import ORPHAN_GRACE_S, decide, waits, wanted
 from orchestrator.effects import GRACE_S_DEFAULT, Effects
 from orchestrator.errors import RuntimeUnavailable
 from orchestrator.eta import Expected, expect
@@ -59,6 +59,7 @@ class Reconciler:
         wakeup: asyncio.Event,
         publish: Callable[[Mapping[str, Route]], None],
         prime: Prime | None = None,
+        orphan_grace_s: float = ORPHAN_GRACE_S,
     ) -> None:
         self.deployments = deployments
         self._runtime = runtime
@@ -71,6 +72,7 @@ class Reconciler:
         self._timeouts = timeouts
         self._wakeup = wakeup
         self._publish = publish
+        self._orphan_grace_s = orphan_grace_s
         self._fleet = Fleet(boot=boot)
         self.passed_at = clock.monotonic()
         self._pass_end = asyncio.Event()
@@ -175,7 +177,7 @@ class Reconciler:
             needs=self._needs.look(self.deployments, self._fleet.weights, self._past),
         )
         self._fleet = step.advance(self._fleet, self.deployments, sighting, now)
-        for action in decide(self.deployments, self._fleet, now):
+        for action in decide(self.deployments, self._fleet, now, self._orphan_grace_s):
             self._act(action, now)
         self._fleet = replace(self._fleet, waits=waits(self.deployments, self._fleet, now))
         self._fleet = step.track(self._fleet, self.deployments, now)

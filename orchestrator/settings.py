@@ -89,6 +89,9 @@ class RuntimeSettings(Table):
     )
     pulls_max: Count = Field(2, description="models pulled at the same time")
     prime: bool = Field(True, description="read weights into the page cache while their engine starts")
+    orphan_grace_s: Seconds = Field(
+        60, description="engines found at the start whose model is not configured are stopped after this"
+    )
     caches_dir: Path | None = Field(
         None, description="docker: compiled kernels, kept between starts; default: engine-caches in the data folder"
     )

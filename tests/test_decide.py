@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.actions import Action, Drain, Launch, Pull, Stop
-from orchestrator.decide import DEMAND_S_MIN, decide, wanted
+from orchestrator.decide import DEMAND_S_MIN, ORPHAN_GRACE_S, decide, wanted
 from orchestrator.gpu import Gpu
 from orchestrator.model import Backoff, Demand, Deployment, Fleet, Phase, Weights, WeightsState
 from tests.values import PRESENT, deployment, fleet, replica
@@ -89,6 +89,27 @@ def test_demand_is_met_by_being_ready_and_forgotten_in_the_end() -> None:
 
 def test_a_model_that_is_no_longer_configured_leaves() -> None:
     assert [type(a) for a in decide({}, fleet(replica(Phase.READY)), 1.0)] == [Drain]
+
+
+def test_an_orphan_is_left_alone_for_its_grace() -> None:
+    known = fleet(replica(Phase.STARTING, adopted=True, created_at=10.0))
+    assert decide({}, known, 10.0 + ORPHAN_GRACE_S - 0.1) == ()
+    assert [type(a) for a in decide({}, known, 10.0 + ORPHAN_GRACE_S)] == [Stop]
+    assert [type(a) for a in decide({}, known, 10.0, orphan_grace_s=0.0)] == [Stop]
+
+
+@pytest.mark.parametrize("phase", [Phase.FAILED, Phase.DRAINING])
+def test_an_orphan_that_has_ended_is_cleared_at_once(phase: Phase) -> None:
+    known = fleet(replica(phase, adopted=True, ready_at=None))
+    assert [type(a) for a in decide({}, known, 1.0)] == [Stop]
+
+
+def test_grace_is_for_orphans_only() -> None:
+    """Not for what we started, nor for what was configured when we found it, nor for what is configured otherwise."""
+    assert [type(a) for a in decide({}, fleet(replica(Phase.STARTING)), 1.0)] == [Stop]
+    assert [type(a) for a in decide({}, fleet(replica(Phase.READY, adopted=True)), 1.0)] == [Drain]
+    other = fleet(replica(Phase.STARTING, adopted=True, spec="other"))
+    assert [type(a) for a in actions(other, now=1.0)] == [Stop]
 
 
 def test_gpus_are_leased_once_by_priority_then_patience() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.model import Instance, InstanceState, LaunchSpec
+from runtimes.kept_logs import is_name
 
 INSTANCE, MODEL, REPLICA, SPEC = (f"orchestrator.{name}" for name in ("instance", "model", "replica", "spec"))
 GPUS, GPU_BYTES, ROLE = "orchestrator.gpus", "orchestrator.gpu_bytes", "orchestrator.role"
@@ -101,6 +102,12 @@ def confinement(options: Options) -> dict[str, Any]:
             "Config": {"max-size": str(options.log_bytes_max // LOG_FILES), "max-file": str(LOG_FILES)},
         },
     }
+
+
+def is_ours(found: Mapping[str, Any], instance: str) -> bool:
+    """Whether a listed container is an engine of this instance. This decides, whatever the listing was asked for."""
+    labels = found.get("Labels") or {}
+    return labels.get(INSTANCE) == instance and is_name(labels.get(REPLICA, ""))
 
 
 def instance_of(found: Mapping[str, Any], host: str, *, launching: bool, stopping: bool) -> Instance:

@@ -57,6 +57,7 @@ class DockerHost:
 
     def __init__(self, address: Address, instance: str) -> None:
         self.address = address
+        self._instance = instance
         self._filters: dict[str, list[str]] = {"label": [f"{container.INSTANCE}={instance}"]}
         self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix=f"docker-{address.name or 'local'}")
         self._clients = threading.local()
@@ -109,7 +110,7 @@ class DockerHost:
         """Bring `listed` up to date; False when the host is silent. Waits `LIST_WAIT_S` at most, and not at all
         while an earlier call still hangs."""
         if self._listing is None or self._listing.done():  # what came too late is too old to be used
-            self._listing = self._threads.submit(self._call, self._containers)
+            self._listing = self._threads.submit(self._call, self.containers)
             await asyncio.wait((asyncio.wrap_future(self._listing),), timeout=LIST_WAIT_S)
         if not self._listing.done():
             self.fault = self.fault or f"Docker{self._where} does not answer"
@@ -122,9 +123,10 @@ class DockerHost:
         self.answered_at, self.fault = time.monotonic(), ""
         return True
 
-    def _containers(self, client: docker.APIClient) -> list[dict[str, Any]]:
+    def containers(self, client: docker.APIClient) -> list[dict[str, Any]]:
+        """Our engines, ended ones too. Blocks; `call` and `look` run it."""
         found: list[dict[str, Any]] = client.containers(all=True, filters=self._filters)
-        return [each for each in found if container.REPLICA in each["Labels"]]
+        return [each for each in found if container.is_ours(each, self._instance)]
 
     def watch(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
         """Have `changed` called on the loop at each change of one of our containers, and whenever the stream of events

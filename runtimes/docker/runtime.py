@@ -260,20 +260,15 @@ class DockerRuntime:
     # --- stopping ---
 
     async def _stop(self, host: DockerHost, replica: str, grace_s: float) -> None:
-        name = name_of(replica)
-        try:
-            found = await host.call(_inspect(name))
-        except NoSuchThing:
-            return
-        if found["Config"]["Labels"].get(container.INSTANCE) != self._options.instance:
-            return
-        crash_point("stop.before_signal")
-        if found["State"]["Running"]:
-            await self._end(host, name, grace_s)
-        crash_point("stop.after_signal")
-        await self._keep_log(host, replica)
-        crash_point("stop.before_clear")
-        await self._remove(host, name)
+        """What bears our labels and the replica's, whatever it is called by now."""
+        for found in await host.call(host.containers):
+            if found["Labels"][container.REPLICA] == replica:
+                crash_point("stop.before_signal")
+                await self._end(host, found["Id"], grace_s)
+                crash_point("stop.after_signal")
+                await self._keep_log(host, found["Id"], replica)
+                crash_point("stop.before_clear")
+                await self._remove(host, found["Id"])
 
     async def _end(self, host: DockerHost, name: str, grace_s: float) -> None:
         """SIGTERM, and SIGKILL for what is still there after the grace. No call to the daemon lasts that long."""
@@ -292,9 +287,9 @@ class DockerRuntime:
             await asyncio.sleep(POLL_S)
         return True
 
-    async def _keep_log(self, host: DockerHost, replica: str) -> None:
+    async def _keep_log(self, host: DockerHost, name: str, replica: str) -> None:
         with contextlib.suppress(APIError, OSError):
-            tail = await host.call(partial(tail_of, name_of(replica)))
+            tail = await host.call(partial(tail_of, name))
             await asyncio.to_thread(self._logs.path(replica).write_bytes, tail[-LOG_KEPT_BYTES:])
             await asyncio.to_thread(self._logs.prune)
 

@@ -208,7 +208,10 @@ class Sim:
             healthy={
                 key: engine.healthy(self.now) and not engine.asleep
                 for key, engine in engines.items()
-                if instances is not None and engine.alive(self.now) and self.dice.random() < 0.9
+                if engine.model in self.deployments  # nobody knows how to ask the others
+                and instances is not None
+                and engine.alive(self.now)
+                and self.dice.random() < 0.9
             },
             weights={model: self.world.weights[model] for model in self.deployments},
             demand={m: replace(self.demand.get(m, Demand()), held=held.count(m)) for m in self.deployments},
