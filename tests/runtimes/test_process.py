@@ -412,7 +412,6 @@ def test_log_is_cut_to_its_end_while_the_engine_writes_on(bench: Bench) -> None:
     until(lambda: bench.listed() and (bench.folder / "logs" / "echo-a-0.log").stat().st_size <= 10_000)
     text = bench.said("after the cut")
     assert "line 1999" in text
-    assert text.startswith("line ")
     assert "\0" not in text
 
 
