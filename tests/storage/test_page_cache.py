@@ -17,6 +17,8 @@ from storage.page_cache import CHUNK_BYTES, PIECE_BYTES, Primed, free_memory_byt
 
 MIB = 2**20
 SIZE = 2 * CHUNK_BYTES + 3 * MIB + 123
+ALMOST = SIZE * 99 // 100
+"""The kernel may take back a page at any time."""
 
 
 def write(path: Path, size: int = SIZE) -> Path:
@@ -49,7 +51,7 @@ def test_a_cold_model_is_resident_afterwards(tmp_path: Path) -> None:
     assert (result.total_bytes, result.resident_before_bytes, result.reason) == (2 * SIZE, 0, "")
     assert result.read_bytes == heard == 2 * SIZE
     assert result.seconds > 0
-    assert [resident_bytes(file) for file in files] == [SIZE, SIZE]
+    assert all(resident_bytes(file) >= ALMOST for file in files)
 
 
 def test_a_warm_model_is_not_read_again(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_only_the_missing_ranges_are_read(tmp_path: Path) -> None:
     assert CHUNK_BYTES <= had < SIZE
     result, _ = primed(tmp_path)
     assert result.resident_before_bytes == had and result.read_bytes == SIZE - had
-    assert resident_bytes(file) == SIZE
+    assert resident_bytes(file) >= ALMOST
 
 
 def test_files_larger_than_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +80,7 @@ def test_files_larger_than_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     drop(*files)
     result, heard = primed(tmp_path)
     assert result.read_bytes + result.resident_before_bytes == 2 * SIZE and result.read_bytes == heard
-    assert [resident_bytes(file) for file in files] == [SIZE, SIZE]
+    assert all(resident_bytes(file) >= ALMOST for file in files)
 
 
 def test_what_does_not_fit_is_left_alone(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_what_does_not_fit_is_left_alone(tmp_path: Path) -> None:
     drop(first, second)
     result, _ = primed(tmp_path, free_bytes=SIZE + MIB)
     assert result.read_bytes == SIZE + MIB and "fit in free memory" in result.reason
-    assert resident_bytes(first) == SIZE
+    assert resident_bytes(first) >= ALMOST
     ahead = 16 * MIB  # the kernel reads ahead of a read, by as much as the disk is set to
     assert MIB <= resident_bytes(second) <= MIB + ahead
     drop(first, second)
@@ -112,7 +114,7 @@ def test_links_are_resolved_and_a_blob_counts_once(tmp_path: Path) -> None:
     drop(blob)
     result, _ = primed(folder)
     assert result.total_bytes == SIZE == result.read_bytes
-    assert resident_bytes(blob) == SIZE
+    assert resident_bytes(blob) >= ALMOST
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_no_thread_and_no_file_is_left_open(tmp_path: Path) -> None:
     drop(write(tmp_path / "a.safetensors"))
     before = len(list(Path("/proc/self/fd").iterdir()))
     primed(tmp_path)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prime")]
 
 
