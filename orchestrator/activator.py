@@ -162,6 +162,11 @@ class Activator:
         if line := self._lines.get(model):
             line.dismiss()
 
+    def stopped(self, model: str) -> bool:
+        """Whether it was told to leave, and nobody has asked for it since."""
+        demand = self._demand.get(model, Demand())
+        return demand.stop_at is not None and (demand.asked_at is None or demand.asked_at <= demand.stop_at)
+
     def ask_pull(self, model: str, now: float) -> None:
         """Its weights are wanted."""
         self._note(model, pull_at=now)

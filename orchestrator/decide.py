@@ -52,7 +52,8 @@ def wanted(deployment: Deployment, fleet: Fleet, now: float) -> bool:
     1. Requests are held for it.
     2. Stopped by hand, and nobody has asked since: no.
     3. `min_replicas` keeps it warm.
-    4. Somebody asked after it was last ready, not too long ago. The time that the pull took does not
+    4. Somebody else put it to sleep while it served: what it has in hand hangs until it is woken.
+    5. Somebody asked after it was last ready, not too long ago. The time that the pull took does not
        count: who asked before an hour of download still wants it at the end.
     """
     demand = fleet.demand.get(deployment.name, Demand())
@@ -61,12 +62,17 @@ def wanted(deployment: Deployment, fleet: Fleet, now: float) -> bool:
     asked_at = demand.asked_at
     if demand.stop_at is not None and (asked_at is None or asked_at <= demand.stop_at):
         return False
-    if deployment.min_replicas:
+    if deployment.min_replicas or any(_sleeps_on(replica) for replica in fleet.of(deployment.name)):
         return True
     if asked_at is None or asked_at <= fleet.served_at.get(deployment.name, float("-inf")):
         return False
     since = max(asked_at, fleet.weights_at.get(deployment.name, asked_at))
     return now - since < max(deployment.idle_timeout_s, DEMAND_S_MIN)
+
+
+def _sleeps_on(replica: Replica) -> bool:
+    """Whether it sleeps although requests are in flight."""
+    return replica.phase is Phase.SLEEPING and replica.ready_at is not None and replica.idle_at is None
 
 
 def _leaving(
@@ -76,7 +82,8 @@ def _leaving(
 
     1. on a silent host: nothing.
     2. failed: stopped, so that its traces and leases are cleared.
-    3. draining: stopped, or put to sleep, once nothing is in flight; stopped when its time is up.
+    3. draining: once nothing is in flight, put to sleep if it is to sleep and there is no reason to stop it;
+       else stopped, then or when its time is up.
     4. ready and no longer due: drained.
     5. starting or asleep and no longer due: stopped.
     """
@@ -88,7 +95,8 @@ def _leaving(
     elif replica.phase is Phase.DRAINING:
         drain_s = deployment.drain_timeout_s if deployment else DRAIN_S_DEFAULT
         overdue = now - replica.phase_at >= drain_s and not replica.patient
-        if replica.ready_at is not None and replica.idle_at is not None and replica.then is IdleAction.SLEEP:
+        sleeps = replica.then is IdleAction.SLEEP and not _why_leave(deployment, fleet, replica, now)
+        if replica.ready_at is not None and replica.idle_at is not None and sleeps:
             yield Sleep(model=model, replica=replica.id)
         elif replica.ready_at is None or replica.idle_at is not None or overdue:
             yield Stop(model=model, replica=replica.id, reason=replica.leaving)

@@ -24,6 +24,8 @@ DEFAULT_S: Mapping[EngineKind, Mapping[Phase, float]] = {
     EngineKind.COMMAND: {Phase.STARTING: 5.0, Phase.LOADING: 0.0},
 }
 """Before any start was seen. vLLM, SGLang: two or three rounds of imports, a small model's weights, and warm-up."""
+WAKE_S_DEFAULT = 5.0
+"""Before any engine was woken: weights come from the machine's memory, at some 10 GB/s."""
 ORDER = (Phase.PULLING, Phase.QUEUED, Phase.STARTING, Phase.LOADING)
 
 
@@ -35,6 +37,8 @@ class Expected:
     pull_bytes_per_s: float = PULL_BYTES_PER_S_DEFAULT
     starts: int = 0
     """How many starts of this very model it rests on; 0: on similar ones, or a default."""
+    wake_s: float = WAKE_S_DEFAULT
+    """What it takes to wake, were it asleep."""
 
 
 def expect(model: str, engine: EngineKind, spec: str, history: Sequence[StartRecord]) -> Expected:
@@ -42,7 +46,7 @@ def expect(model: str, engine: EngineKind, spec: str, history: Sequence[StartRec
 
     1. This model with these settings. 2. This model. 3. Any model of this engine. 4. `DEFAULT_S`.
     """
-    ready = [start for start in history if start.outcome == "ready" and start.engine == engine]
+    ready = [start for start in history if start.outcome == "ready" and start.engine == engine and not start.wake]
     own = [start for start in ready if start.model == model]
     same = [start for start in own if start.spec == spec] or own or ready
     seen = _medians(same[:STARTS_MAX])
@@ -51,7 +55,16 @@ def expect(model: str, engine: EngineKind, spec: str, history: Sequence[StartRec
         seconds={**DEFAULT_S[engine], **seen},
         pull_bytes_per_s=median(rates[:STARTS_MAX]) if rates else PULL_BYTES_PER_S_DEFAULT,
         starts=len(own),
+        wake_s=_wake_s(model, engine, history),
     )
+
+
+def _wake_s(model: str, engine: EngineKind, history: Sequence[StartRecord]) -> float:
+    """A wake is no cold start: it is measured by wakes alone, of this model or of any of this engine."""
+    woken = [start for start in history if start.wake and start.outcome == "ready" and start.engine == engine]
+    own = [start for start in woken if start.model == model] or woken
+    seconds = [start.seconds.get(Phase.LOADING, 0.0) for start in own[:STARTS_MAX]]
+    return median(seconds) if seconds else WAKE_S_DEFAULT
 
 
 def remaining_s(track: Track, weights: Weights | None, expected: Expected, now: float, *, wait_s: float = 0.0) -> float:
@@ -59,7 +72,11 @@ def remaining_s(track: Track, weights: Weights | None, expected: Expected, now: 
 
     A cold model is counted as if its start began now. A phase that overruns counts as about to end: its
     true rest is unknown, and the phases after it still count in full. `wait_s`: until its GPUs should be free.
+    One that sleeps is only woken.
     """
+    if track.wake and track.phase in (Phase.SLEEPING, Phase.QUEUED, Phase.LOADING):
+        spent_s = now - track.phase_at if track.phase is Phase.LOADING else 0.0
+        return max((wait_s if track.phase is Phase.QUEUED else 0.0) + max(expected.wake_s - spent_s, 0.0), 1.0)
     cold = track.phase not in ORDER
     at = 0 if cold else ORDER.index(track.phase)
     elapsed_s = 0.0 if cold else now - track.phase_at

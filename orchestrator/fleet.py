@@ -121,10 +121,12 @@ def drained(
     then: IdleAction = IdleAction.STOP,
     patient: bool = False,
 ) -> Fleet:
-    """A replica gets no more requests."""
+    """A replica gets no more requests. One that was about to sleep may still be told to end instead."""
     replica = fleet.replicas.get(replica_id)
-    if replica is None or replica.phase in LEAVES:
+    if replica is None or replica.phase is Phase.FAILED:
         return fleet
+    if replica.phase is Phase.DRAINING:
+        return _with(fleet, replace(replica, then=then)) if then is IdleAction.STOP else fleet
     return _with(
         fleet, replace(replica, phase=Phase.DRAINING, phase_at=now, leaving=reason, then=then, patient=patient)
     )
@@ -133,7 +135,7 @@ def drained(
 def slept(fleet: Fleet, replica_id: str, now: float) -> Fleet:
     """A replica was put to sleep."""
     replica = fleet.replicas.get(replica_id)
-    if replica is None or replica.phase is not Phase.DRAINING:
+    if replica is None or replica.phase is not Phase.DRAINING or replica.then is not IdleAction.SLEEP:
         return fleet
     return _with(fleet, replace(replica, phase=Phase.SLEEPING, phase_at=now, idle_at=None, leaving="", woken_at=None))
 
@@ -162,7 +164,8 @@ def broken(fleet: Fleet, replica_id: str, error: str, now: float) -> Fleet:
     replica = fleet.replicas.get(replica_id)
     if replica is None or replica.phase in LEAVES:
         return fleet
-    return failed(_with(fleet, _fail(replica, error, now)), replica.model, error, now)
+    served = replica.ready_at is not None
+    return failed(_with(fleet, _fail(replica, error, now)), replica.model, error, now, served=served)
 
 
 def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool = False, served: bool = False) -> Fleet:
@@ -193,11 +196,14 @@ def forgiven(fleet: Fleet, model: str) -> Fleet:
 
 def track(fleet: Fleet, deployments: Mapping[str, Deployment], now: float) -> Fleet:
     """Derive each model's phase, and keep the times of the start it is in."""
-    tracks = {
-        name: _tracked(fleet.tracks.get(name, Track(phase_at=now)), phase_of(fleet, deployment, now), now)
-        for name, deployment in deployments.items()
-    }
-    return replace(fleet, tracks=tracks)
+    old = {name: fleet.tracks.get(name, Track(phase_at=now)) for name in deployments}
+    phases = {name: phase_of(fleet, deployment, now) for name, deployment in deployments.items()}
+    return replace(fleet, tracks={n: _tracked(old[n], phases[n], _wakes(fleet, n), now) for n in deployments})
+
+
+def _wakes(fleet: Fleet, model: str) -> bool:
+    """Whether the start that a model is in, or would be in were it asked for, is a wake."""
+    return any(r.phase is Phase.SLEEPING or (r.phase in STARTS and r.woken_at is not None) for r in fleet.of(model))
 
 
 def phase_of(fleet: Fleet, deployment: Deployment, now: float) -> Phase:
@@ -221,13 +227,15 @@ def phase_of(fleet: Fleet, deployment: Deployment, now: float) -> Phase:
     return Phase.FAILED if backoff is not None else Phase.COLD
 
 
-def _tracked(old: Track, phase: Phase, now: float) -> Track:
-    if phase is old.phase:
+def _tracked(old: Track, phase: Phase, wake: bool, now: float) -> Track:
+    """A cold start that follows a wake that failed is another start."""
+    other = phase in STARTS and wake is not old.wake
+    if phase is old.phase and not other:
         return old
-    begins = phase in STARTS and old.phase not in STARTS
+    begins = phase in STARTS and (old.phase not in STARTS or other)
     ends = phase not in STARTS and phase not in (Phase.READY, Phase.FAILED)
     if begins or ends:
-        return Track(phase=phase, phase_at=now, start_at=now if begins else None)
+        return Track(phase=phase, phase_at=now, start_at=now if begins else None, wake=wake)
     left = ((old.phase, now - old.phase_at),) if old.phase in STARTS else ()
     return replace(old, phase=phase, phase_at=now, seconds=old.seconds + left)
 
@@ -284,10 +292,14 @@ def _judged(ready: Replica, healthy: bool | None, now: float) -> Replica:
 
 def _starting(old: Replica, deployment: Deployment | None, seen: Sighting, now: float) -> Replica:
     if seen.healthy.get(old.id):
-        return replace(old, phase=Phase.READY, phase_at=now, ready_at=now, idle_at=now, progress=Progress())
+        up = replace(old, phase=Phase.READY, phase_at=now, ready_at=now, idle_at=now)
+        return replace(up, woken_at=None, progress=Progress())
     timeout_s = deployment.start_timeout_s if deployment else 0.0
     if deployment and now - (old.woken_at or old.created_at) >= timeout_s:
-        return _fail(old, f"the engine was not ready within {timeout_s:g} s", now)
+        what = "was not ready" if old.woken_at is None else "did not wake"
+        return _fail(old, f"the engine {what} within {timeout_s:g} s", now)
+    if old.woken_at is not None:  # its log tells of the start that it once had
+        return old
     progress = seen.progress.get(old.id, old.progress)
     if progress.phase is Phase.LOADING and old.phase is Phase.STARTING:
         return replace(old, phase=Phase.LOADING, phase_at=now, progress=progress)

@@ -64,6 +64,13 @@ class Metrics:
             buckets=START_BUCKETS_S,
             registry=self.registry,
         )
+        self.wake_seconds = Histogram(
+            "orchestrator_wake_seconds",
+            "Seconds that sleeping engines took to wake, or to fail to.",
+            ["model", "outcome"],
+            buckets=START_BUCKETS_S,
+            registry=self.registry,
+        )
         self.evictions = Counter(
             "orchestrator_evictions",
             "Replicas that were told to make room on their GPUs.",
@@ -83,7 +90,10 @@ class Metrics:
         return found
 
     def started(self, record: StartRecord) -> None:
-        """A cold start ended."""
+        """A start ended."""
+        if record.wake:
+            self.wake_seconds.labels(record.model, record.outcome).observe(record.seconds.get(Phase.LOADING, 0.0))
+            return
         self.starts.labels(record.model, record.outcome).inc()
         for phase, seconds in record.seconds.items():
             self.start_seconds.labels(record.model, phase).observe(seconds)

@@ -281,6 +281,8 @@ class Track:
     """When the running (or just ended) start began; None: none since the model was last cold."""
     seconds: tuple[tuple[Phase, float], ...] = ()
     """Seconds in each phase of this start already left, in order."""
+    wake: bool = False
+    """Whether it is, or its next start would be, the waking of an engine that sleeps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,7 +346,7 @@ class Fleet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartRecord:
-    """One cold start, as history keeps it."""
+    """One start, cold or from sleep, as history keeps it."""
 
     model: str
     replica: str
@@ -361,3 +363,5 @@ class StartRecord:
     weights_bytes: int = 0
     gpu_fixed_bytes: int = 0
     """What the engine took of all its GPUs but for the KV cache; 0: it did not say."""
+    wake: bool = False
+    """An engine was woken; no cold start, and no measure of one."""

@@ -147,10 +147,12 @@ class Engine(Protocol):
 
 
 class History(Protocol):
-    """Remembers cold starts."""
+    """Remembers starts, cold and from sleep."""
 
     def record(self, start: StartRecord) -> None:
         """Keep it. Returns at once; the write happens on the store's own thread."""
 
-    async def starts(self, *, model: str | None = None, limit: int = 100) -> tuple[StartRecord, ...]:
-        """The newest first. Waits for writes that were asked for before it."""
+    async def starts(
+        self, *, model: str | None = None, wake: bool | None = None, limit: int = 100
+    ) -> tuple[StartRecord, ...]:
+        """The newest first; only wakes, or none, where that is asked. Waits for writes that were asked for before."""

@@ -240,7 +240,8 @@ class Proxy:
 
     def _refusal(self, route: Route, now: float) -> ApiError:
         limit_s = self._limits.retry_after_max_s
-        return refusal(route, now, retry_after_max_s=limit_s, closing=self._activator.closing)
+        closing, stopped = self._activator.closing, self._activator.stopped(route.deployment.name)
+        return refusal(route, now, retry_after_max_s=limit_s, closing=closing, stopped=stopped)
 
     async def _tell(self, call: Call, route: Route, now: float) -> None:
         """One SSE comment with the progress; opens the stream the first time."""

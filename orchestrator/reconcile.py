@@ -28,7 +28,7 @@ from orchestrator.needs import Needs
 from orchestrator.ports import Clock, Engine, History, Prime, Runtime, WeightsStore
 from orchestrator.prime import Primer
 from orchestrator.scout import STARTING_PROBE_S, Scout
-from orchestrator.starts import ended_starts
+from orchestrator.starts import ended_starts, newest
 from orchestrator.upstream import Pool, Timeouts
 
 LIST_TIMEOUT_S = 10.0
@@ -136,8 +136,9 @@ class Reconciler:
 
     async def _recall(self) -> None:
         """Learn from earlier starts; until then the defaults stand."""
-        past = await self._history.starts(limit=HISTORY_STARTS_MAX)
-        self._past = (*self._past, *past)[:HISTORY_STARTS_MAX]
+        starts = await self._history.starts(wake=False, limit=HISTORY_STARTS_MAX)
+        wakes = await self._history.starts(wake=True, limit=HISTORY_STARTS_MAX)
+        self._past = newest((*self._past, *starts, *wakes), HISTORY_STARTS_MAX)
         self._expected = {}
 
     async def stop_all(self, *, grace_s: float) -> None:
@@ -242,7 +243,7 @@ class Reconciler:
         for record in ended_starts(before, self._fleet, self.deployments, self._clock.unix(), now):
             self._history.record(record)
             self._metrics.started(record)
-            self._past = (record, *self._past)[:HISTORY_STARTS_MAX]
+            self._past = newest((record, *self._past), HISTORY_STARTS_MAX)
 
     def _lay_lanes(self) -> None:
         """One lane for each live engine; a lane that its last request has left is closed."""

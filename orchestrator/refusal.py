@@ -7,25 +7,30 @@ from typing import Any
 from orchestrator.activator import Route
 from orchestrator.errors import ApiError
 from orchestrator.eta import retry_after_s
-from orchestrator.model import Phase, Weights
+from orchestrator.model import IdleAction, Phase, Weights
 
 COME_BACK_S = 5
 """Retry-After where no start tells: the service ends, or a replica is leaving."""
 
 
-def refusal(route: Route, now: float, *, retry_after_max_s: int, closing: bool = False) -> ApiError:
+def refusal(
+    route: Route, now: float, *, retry_after_max_s: int, closing: bool = False, stopped: bool = False
+) -> ApiError:
     """The answer, with its headers and status.
 
     1. The service is ending: 503.
-    2. It can never fit on these GPUs: 400, with the arithmetic.
-    3. It failed, and trying again can't help before somebody acts: 400.
-    4. It failed, and will be tried again: 503 ``model_failed``, Retry-After the next attempt.
-    5. It waits for a GPU or a pull slot: 503 ``no_capacity``.
-    6. It is on its way: 503 ``model_cold``, Retry-After the expected rest.
+    2. Somebody stopped it while the request waited: 503.
+    3. It can never fit on these GPUs: 400, with the arithmetic.
+    4. It failed, and trying again can't help before somebody acts: 400.
+    5. It failed, and will be tried again: 503 ``model_failed``, Retry-After the next attempt.
+    6. It waits for a GPU or a pull slot: 503 ``no_capacity``.
+    7. It is on its way: 503 ``model_cold``, Retry-After the expected rest.
     """
     model = route.deployment.name
     if closing:
         return _503("the service is restarting; come back in a moment", "model_cold", COME_BACK_S)
+    if stopped:
+        return _503(f"{model} was stopped by hand; the next request starts it again", "model_cold", COME_BACK_S)
     if route.unfit and not route.lanes:
         message = f"{model} does not fit on these GPUs: {route.unfit}"
         return ApiError(400, message, code="model_too_large", param="model", extra=_status(route, now))
@@ -48,13 +53,18 @@ def describe(route: Route) -> str:
         return f"starting: pulling {route.weights.what if route.weights else 'weights'}{percent}"
     if phase is Phase.QUEUED:
         if route.wait is None:
-            return "starting: waiting for its turn"
+            return "waking up" if route.track.wake else "starting: waiting for its turn"
         return f"waiting for a GPU, {ordinal(route.wait.place)} in line"
+    if phase is Phase.SLEEPING:
+        return "asleep; waking up now"
+    if phase is Phase.LOADING and route.track.wake:
+        return "waking up"
     if phase in (Phase.STARTING, Phase.LOADING):
         note = note_of(route)
         return f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"
     if phase is Phase.DRAINING:
-        return "leaving; the next request starts it again"
+        sleepy = any(r.then is IdleAction.SLEEP for r in route.replicas)
+        return "going to sleep; the next request wakes it" if sleepy else "leaving; the next request starts it again"
     if phase is Phase.FAILED:
         return "failed; the next request tries again"
     return "ready" if phase is Phase.READY else "cold; its start begins now"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from orchestrator.errors import EngineUnreachable, OrchestratorError
-from orchestrator.model import Deployment, EngineKind, Fleet, Instance, InstanceState, Phase, Progress
+from orchestrator.model import Deployment, EngineKind, Fleet, Instance, InstanceState, Phase, Progress, Replica
 from orchestrator.ports import Engine, Runtime
 from orchestrator.upstream import Pool, Timeouts, UpstreamError
 
@@ -53,6 +53,8 @@ class Scout:
         self._due: dict[str, float] = {}
         self._log_due: dict[str, float] = {}
         self._busy: set[str] = set()
+        self._stale: set[str] = set()
+        """Those whose probe began before they were sent away or to sleep: what it finds is no news."""
         self._news = asyncio.Event()
         self._healthy: dict[str, bool] = {}
         self._asleep: dict[str, bool] = {}
@@ -67,7 +69,10 @@ class Scout:
         here = {instance.id: instance for instance in instances}
         for instance in here.values():
             deployment = deployments.get(instance.model)
-            if deployment is not None and instance.id not in self._busy:
+            if instance.id in self._busy:
+                if _resting(fleet.replicas.get(instance.id)):
+                    self._stale.add(instance.id)
+            elif deployment is not None:
                 self._send(instance, deployment, fleet, now)
         for memory in (self._due, self._log_due, self._progress, self._fixed_bytes, self._failures):
             for gone in memory.keys() - here.keys():
@@ -102,7 +107,7 @@ class Scout:
             if instance.id not in self._failures:
                 self._begin(instance.id, self._autopsy(instance, deployment))
         elif instance.state is InstanceState.RUNNING and instance.endpoint and now >= self._due.get(instance.id, 0):
-            if replica is not None and replica.phase in (Phase.DRAINING, Phase.FAILED, Phase.SLEEPING):
+            if _resting(replica):
                 return
             ready = replica is not None and replica.phase is Phase.READY
             read_log = not ready and now >= self._log_due.get(instance.id, 0)
@@ -120,29 +125,34 @@ class Scout:
             await work
         finally:
             self._busy.discard(replica)
+            self._stale.discard(replica)
             self._news.set()
 
     async def _probe(self, instance: Instance, endpoint: str, deployment: Deployment, *, read_log: bool) -> None:
         engine = self._engines[deployment.engine]
         healthy = await answers(endpoint, engine.health_path(deployment))
-        if healthy and engine.sleeps(deployment):
-            healthy = await self._ask_sleeper(instance.id, endpoint, engine)
+        asleep = await self._ask_sleeper(endpoint, engine) if healthy and engine.sleeps(deployment) else False
+        if instance.id in self._stale:
+            return
+        if asleep is not False:
+            healthy = False  # whatever its health says: it may not be sent requests
+        if asleep:
+            self._asleep[instance.id] = True
         if read_log:
             tail = await self._log_tail(instance.id)
             self._progress[instance.id] = engine.progress(tail)
             if healthy and instance.gpus and (taken := engine.fixed_bytes(tail)) is not None:
                 self._fixed_bytes[instance.id] = taken
         self._healthy[instance.id] = healthy
-        if healthy or read_log:
+        if healthy or asleep or read_log:
             self._wake()
 
-    async def _ask_sleeper(self, replica: str, endpoint: str, engine: Engine) -> bool:
-        """Whether it may be sent requests: its health says nothing of its sleep."""
+    async def _ask_sleeper(self, endpoint: str, engine: Engine) -> bool | None:
+        """Whether it sleeps; None: it does not say."""
         try:
-            self._asleep[replica] = await engine.asleep(endpoint)
+            return await engine.asleep(endpoint)
         except EngineUnreachable:
-            return False
-        return not self._asleep[replica]
+            return None
 
     async def _autopsy(self, instance: Instance, deployment: Deployment) -> None:
         """What the runtime knows for certain, else what the engine said."""
@@ -159,6 +169,11 @@ class Scout:
             return await self._runtime.log_tail(replica, tail_bytes=LOG_TAIL_BYTES)
         except OrchestratorError:
             return ""
+
+
+def _resting(replica: Replica | None) -> bool:
+    """Whether its health is of no interest."""
+    return replica is not None and replica.phase in (Phase.DRAINING, Phase.FAILED, Phase.SLEEPING)
 
 
 def _needs_autopsy(instance: Instance, fleet: Fleet) -> bool:

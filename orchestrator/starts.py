@@ -1,11 +1,13 @@
-"""Which cold starts ended between two states of the fleet, as history keeps them. Pure."""
+"""Which starts ended between two states of the fleet, as history keeps them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.model import Deployment, Fleet, Phase, StartRecord, Track, Weights
 
+ANEW = frozenset({Phase.PULLING, Phase.QUEUED, Phase.STARTING})
 QUEUED_S_MIN = 0.5
 """Less is the moment between two effects, not a wait for anything."""
 
@@ -13,14 +15,32 @@ QUEUED_S_MIN = 0.5
 def ended_starts(
     before: Fleet, after: Fleet, deployments: Mapping[str, Deployment], unix: float, now: float
 ) -> tuple[StartRecord, ...]:
-    """A record for each model whose start became ready, or failed, just now. Adoptions are no starts."""
+    """A record for each model whose start became ready, or failed, just now. Adoptions are no starts.
+
+    A wake that failed is followed by a cold start, often at once: then it ended where that one begins.
+    """
     records = []
     for model, track in after.tracks.items():
         old = before.tracks.get(model)
-        ended = track.phase in (Phase.READY, Phase.FAILED) and old is not None and old.phase is not track.phase
-        if ended and track.start_at is not None and track.seconds and not _adopted(after, model):
+        if old is None:
+            continue
+        if old.wake and not track.wake and old.phase is Phase.LOADING and track.phase in ANEW:
+            track = replace(old, phase=Phase.FAILED, seconds=(*old.seconds, (old.phase, now - old.phase_at)))
+        elif track.phase not in (Phase.READY, Phase.FAILED) or old.phase is track.phase:
+            continue
+        if track.start_at is not None and track.seconds and (track.wake or not _adopted(after, model)):
             records.append(_record(after, deployments[model], track, unix, now))
     return tuple(records)
+
+
+def newest(past: Sequence[StartRecord], count: int) -> tuple[StartRecord, ...]:
+    """The first `count` cold starts and as many wakes, in their order: wakes, which are many, displace no start."""
+    left, kept = {True: count, False: count}, []
+    for record in past:
+        if left[record.wake]:
+            left[record.wake] -= 1
+            kept.append(record)
+    return tuple(kept)
 
 
 def _adopted(fleet: Fleet, model: str) -> bool:
@@ -50,6 +70,7 @@ def _record(fleet: Fleet, deployment: Deployment, track: Track, unix: float, now
         pulled_bytes=_bytes(weights) if Phase.PULLING in seconds else 0,
         weights_bytes=_bytes(weights),
         gpu_fixed_bytes=replicas[-1].gpu_fixed_bytes if replicas else 0,
+        wake=track.wake,
     )
 
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.activator import Route
-from orchestrator.model import Phase, Replica, StartRecord, Traffic, Weights
+from orchestrator.model import IdleAction, Phase, Replica, StartRecord, Traffic, Weights
 from orchestrator.refusal import describe, note_of, progress
+
+QUIET = (Phase.COLD, Phase.READY, Phase.SLEEPING)
+"""Phases that say all there is to say."""
 
 
 def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], now: float) -> dict[str, Any]:
@@ -20,7 +23,7 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], now: 
         "source": route.deployment.source,
         "phase": route.track.phase,
         "progress": None if done is None else round(done, 4),
-        "note": note_of(route) or ("" if route.track.phase in (Phase.COLD, Phase.READY) else describe(route)),
+        "note": note_of(route) or ("" if route.track.phase in QUIET else describe(route)),
         "elapsed_s": _rounded(now - (route.track.start_at or now) if on_its_way else now - route.track.phase_at),
         "eta_s": _rounded(eta_s if on_its_way else None),
         "expected_s": _rounded(eta_s),
@@ -30,6 +33,7 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], now: 
         "held": held,
         "idle_s": _idle_s(route, now),
         "stops_in_s": _stops_in_s(route, now),
+        "sleeps_in_s": _sleeps_in_s(route, now),
         "min_replicas": route.deployment.min_replicas,
         "replicas": [replica_view(r, traffic.get(r.id, Traffic()), now) for r in route.replicas],
         "last_replica": route.last_replica,
@@ -70,13 +74,14 @@ def openai_model(route: Route, created_unix: int, now: float) -> dict[str, Any]:
 
 
 def start_view(start: StartRecord) -> dict[str, Any]:
-    """One cold start of the history."""
+    """One start of the history, cold or from sleep."""
     return {
         "model": start.model,
         "replica": start.replica,
         "engine": start.engine,
         "started_at": round(start.started_at_unix, 3),
         "outcome": start.outcome,
+        "wake": start.wake,
         "error": start.error,
         "seconds": {phase.value: round(spent, 3) for phase, spent in start.seconds.items()},
         "total_s": round(sum(start.seconds.values()), 3),
@@ -102,6 +107,19 @@ def _idle_s(route: Route, now: float) -> float | None:
 
 
 def _stops_in_s(route: Route, now: float) -> float | None:
+    """Until it is stopped for want of use; where it sleeps first, that comes before it."""
+    if asleep := [r.phase_at for r in route.replicas if r.phase is Phase.SLEEPING]:
+        return _rounded(max(min(asleep) + route.deployment.sleep_timeout_s - now, 0.0))
+    sleeps_in_s = _sleeps_in_s(route, now)
+    return _idle_rest_s(route, now) if sleeps_in_s is None else sleeps_in_s + route.deployment.sleep_timeout_s
+
+
+def _sleeps_in_s(route: Route, now: float) -> float | None:
+    """Until it is put to sleep."""
+    return _idle_rest_s(route, now) if route.deployment.idle_action is IdleAction.SLEEP else None
+
+
+def _idle_rest_s(route: Route, now: float) -> float | None:
     idle_s = _idle_s(route, now)
     if idle_s is None or route.deployment.min_replicas:
         return None

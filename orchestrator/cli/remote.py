@@ -204,7 +204,8 @@ def _watch_pull(remote: Remote, model: str, ended: Callable[[dict[str, Any]], bo
 
 def _row(view: dict[str, Any]) -> tuple[str, ...]:
     requests = f"{view['in_flight']}" + (f" +{view['held']} held" if view["held"] else "")
-    idle = "" if view["stops_in_s"] is None else f"stops in {view['stops_in_s']:.0f} s"
+    told = (("sleeps_in_s", "sleeps in"), ("stops_in_s", "stops in"))
+    idle = next((f"{what} {view[key]:.0f} s" for key, what in told if view[key] is not None), "")
     eta = "" if view["eta_s"] is None else f"{view['eta_s']:.0f} s"
     what = view["error"] or ("" if view["phase"] == "ready" else progress_line(view) if view["note"] else "")
     if view["error"] and view["retry_s"]:

@@ -293,9 +293,9 @@ class Sim:
         self.outcomes.append(lambda fleet, now: self.broken(fleet, replica, now))
 
     def broken(self, fleet: Fleet, replica: str, now: float) -> Fleet:
-        """One that had failed already counts once."""
+        """One that had failed already counts once; one that had served is made good at once."""
         known = fleet.replicas.get(replica)
-        if known is not None and known.phase not in step.LEAVES:
+        if known is not None and known.phase not in step.LEAVES and known.ready_at is None:
             self.laws.failed(known.model, now)
         return step.broken(fleet, replica, "it did not wake", now)
 
