@@ -223,7 +223,8 @@ def _nearest(key: str, known: list[str]) -> str:
 class Watched:
     """The configuration as it is re-read while running: models, endpoints and their defaults.
 
-    A file that can't be used keeps the old models in force; `error` says why until it is mended.
+    A file that can't be used keeps the old models in force; `error` says why until it is mended. A change is read
+    once two looks have found it the same: in the middle of being rewritten, a file is empty, or ends too early.
     """
 
     def __init__(self, file: Path | None, *, flags: Mapping[str, Mapping[str, Any]] | None = None) -> None:
@@ -231,7 +232,7 @@ class Watched:
         self.error = ""
         self._file = file
         self._flags = flags
-        self._stamp = self._look()
+        self._stamp = self._found = self._look()
 
     def load(self) -> Settings:
         """All settings, as at start. Raises `ConfigError`."""
@@ -239,8 +240,9 @@ class Watched:
 
     def refresh(self) -> dict[str, Deployment] | None:
         """The deployments if the file has changed and can be used, else None. Cheap when unchanged."""
-        stamp = self._look()
-        if stamp == self._stamp:
+        stamp, before = self._look(), self._found
+        self._found = stamp
+        if stamp == self._stamp or stamp != before:
             return None
         self._stamp = stamp
         if stamp is None:

@@ -84,7 +84,21 @@ def test_a_watched_file_that_breaks_keeps_the_old(tmp_path: Path) -> None:
     watched = Watched(path)
     assert watched.refresh() is None
     path.write_text("[models.")
-    assert watched.refresh() is None and watched.error
+    assert [watched.refresh(), watched.refresh()] == [None, None] and watched.error
     path.write_text('[models."b"]\n[models."c"]\n')
+    assert watched.refresh() is None
     fresh = watched.refresh()
     assert fresh is not None and set(fresh) == {"b", "c"} and not watched.error
+
+
+def test_a_watched_file_caught_empty_in_mid_rewrite_is_not_one_without_models(tmp_path: Path) -> None:
+    path = tmp_path / "orchestrator.toml"
+    path.write_text('[models."a"]\n')
+    watched = Watched(path)
+    path.write_text("")
+    assert watched.refresh() is None
+    path.write_text('[models."a"]\n[models."b"]\n')
+    assert watched.refresh() is None
+    fresh = watched.refresh()
+    assert fresh is not None and set(fresh) == {"a", "b"}
+    assert watched.refresh() is None
