@@ -31,11 +31,13 @@ def need(deployment: Deployment, shape: ModelShape | None, *, accelerated: bool,
     1. ``gpus = 0``, or an engine that does not care: none.
     2. ``gpus = N``: N.
     3. ``gpus = "auto"``: each number that divides the heads, the smallest first; one when the shape is unknown.
+
+    Of a model whose context is unknown the weights still have to fit; it gets GPUs of its own.
     """
     if deployment.gpus == 0 or (deployment.gpus is None and not accelerated):
         return Need()
     counts = (deployment.gpus,) if deployment.gpus else _counts(shape)
-    if shape is None or shape.context is None:
+    if shape is None:
         return Need(sizes=tuple(Size(gpus=count) for count in counts))
     sizes = tuple(_size(deployment, shape, count, fixed_bytes) for count in counts)
     return Need(sizes=sizes, arithmetic=_arithmetic(shape, fixed_bytes))
@@ -50,15 +52,18 @@ def _counts(shape: ModelShape | None) -> tuple[int, ...]:
 
 def _size(deployment: Deployment, shape: ModelShape, gpus: int, fixed_bytes: int | None) -> Size:
     context = shape.context or 0
+    share = deployment.share_gpus and shape.context is not None
     fixed = shape.weights_bytes // gpus + OVERHEAD_BYTES if fixed_bytes is None else fixed_bytes // gpus
     request = shape.kv_bytes_per_token * context // min(gpus, shape.kv_heads or gpus)
-    wanted = fixed + request * max(deployment.kv_requests, REQUESTS_MIN) if deployment.share_gpus else None
+    wanted = fixed + request * max(deployment.kv_requests, REQUESTS_MIN) if share else None
     return Size(gpus=gpus, bytes_min=fixed + request * REQUESTS_MIN, bytes_wanted=wanted)
 
 
 def _arithmetic(shape: ModelShape, fixed_bytes: int | None) -> str:
-    context = shape.context or 0
-    cache = f"{_gb(shape.kv_bytes_per_token * context)} of KV cache for one request of {context:,} tokens"
+    cache = "KV cache for contexts of unknown length"
+    if shape.context is not None:
+        size = _gb(shape.kv_bytes_per_token * shape.context)
+        cache = f"{size} of KV cache for one request of {shape.context:,} tokens"
     if fixed_bytes is not None:
         return f"{_gb(fixed_bytes)} as seen in earlier starts + {cache}"
     return f"{_gb(shape.weights_bytes)} of weights + {cache} + {_gb(OVERHEAD_BYTES)} for the engine on each GPU"

@@ -6,6 +6,7 @@ room there is. A sleeper's lease shrinks to `ASLEEP_BYTES`. What other programs 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,11 @@ https://docs.vllm.ai/en/latest/features/sleep_mode.html)."""
 SHARE_MAX = 0.6
 """A model that wants more than this part of a GPU gets all of it: the rest would be too small for most others."""
 ENGINE_DEFAULT_FRACTION = 0.9
-"""vLLM's own; a lease of at least as much needs no word."""
+"""vLLM's own; a lease of at least as much needs no word, unless the model needs more than this."""
 UNKNOWN_FREE_MIN = 0.85
-"""A model whose needs are unknown gets a GPU of which at least this part is free."""
+"""A model whose needs are unknown gets a GPU of which at least this part of what we may lease is free."""
+PARTS = 1000
+"""Engines are told their share in thousandths (``--gpu-memory-utilization 0.250``), so that is what is leased."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,33 +96,43 @@ def place(need: Need, free: Sequence[Room]) -> Place | None:
     groups: list[list[tuple[Room, int]]] = []
     for host, memory in sorted({(room.gpu.host, room.gpu.memory_bytes) for room, _ in fits}):
         same = [fit for fit in fits if (fit[0].gpu.host, fit[0].gpu.memory_bytes) == (host, memory)]
-        chosen = sorted(same, key=lambda fit: (fit[0].free_bytes, fit[0].gpu.index))[: size.gpus]
+        chosen = sorted(same, key=lambda fit: _tightness(size, [fit]))[: size.gpus]
         if len(chosen) == size.gpus:
             groups.append(chosen)
     if not groups:
         return None
-    best = min(groups, key=lambda group: (sum(room.free_bytes for room, _ in group), group[0][0].gpu.host))
+    best = min(groups, key=lambda group: _tightness(size, group))
     share = min(granted for _, granted in best)
     gpu = best[0][0].gpu
     return Place(
         host=gpu.host,
         gpus=tuple(room.gpu.uuid for room, _ in best),
         gpu_bytes=share,
-        memory_fraction=_fraction(share, gpu),
+        memory_fraction=_fraction(share, size, gpu),
     )
 
 
+def _tightness(size: Size, group: Sequence[tuple[Room, int]]) -> tuple[bool, int, str, int, str]:
+    """Sort key: those that give all it makes good use of, then the smallest room; the rest is only to be the same each
+    time."""
+    squeezed = size.bytes_wanted is not None and any(granted < size.bytes_wanted for _, granted in group)
+    gpu = group[0][0].gpu
+    return squeezed, sum(room.free_bytes for room, _ in group), gpu.host, gpu.index, gpu.uuid
+
+
 def grant(size: Size, room: Room) -> int | None:
-    """How much of this GPU a replica of that size gets; None: it does not fit."""
+    """How much of this GPU a replica of that size gets, in whole thousandths of it; None: it does not fit."""
     free, whole = room.free_bytes, room.gpu.memory_bytes
+    parts_free = free * PARTS // whole
     if size.gpus > 1 and room.gpu.mig:
         return None
     if size.bytes_wanted is not None and size.gpus == 1 and size.bytes_wanted <= SHARE_MAX * whole:
-        return min(size.bytes_wanted, free) if free >= size.bytes_min else None
+        granted = min(_parts(size.bytes_wanted, whole), parts_free) * whole // PARTS
+        return granted if granted >= size.bytes_min else None
     if any(holder.phase is not Phase.SLEEPING for holder in room.holders):
         return None
-    enough = size.bytes_min if size.bytes_min else int(UNKNOWN_FREE_MIN * whole)
-    return free if free >= enough else None
+    enough = size.bytes_min if size.bytes_min else int(UNKNOWN_FREE_MIN * (whole - RESERVE_BYTES))
+    return parts_free * whole // PARTS if free >= enough else None
 
 
 def feasible(need: Need, gpus: Sequence[Gpu]) -> Size | None:
@@ -136,12 +149,28 @@ def unfit(need: Need, gpus: Sequence[Gpu]) -> str:
     """Why a model can never run on these GPUs, with the arithmetic; empty: it can."""
     if not need.sizes or feasible(need, gpus) is not None:
         return ""
-    if not gpus:
-        return f"it needs {need.sizes[0].gpus} GPUs, and this machine has none"
-    have = ", ".join(sorted(f"{gpu.memory_bytes / 1e9:.1f} GB" for gpu in gpus))
-    counts = ", ".join(f"{size.bytes_min / 1e9:.1f} GB on each of {size.gpus}" for size in need.sizes[:4])
     told = f": {need.arithmetic}" if need.arithmetic else ""
-    return f"it needs {counts}{told}; there are {len(gpus)} GPUs ({have})"
+    return f"it needs {' or '.join(_asked(size) for size in need.sizes[:4])}{told}; {_there_are(gpus)}"
+
+
+def _asked(size: Size) -> str:
+    if not size.bytes_min:
+        return "1 GPU" if size.gpus == 1 else f"{size.gpus} GPUs of one size on one host"
+    each = f"{size.bytes_min / 1e9:.1f} GB"
+    return f"{each} on a GPU" if size.gpus == 1 else f"{each} on each of {size.gpus} GPUs of one size on one host"
+
+
+def _there_are(gpus: Sequence[Gpu]) -> str:
+    """``there are 3 GPUs: 2 of 80.0 GB, 1 of 24.0 GB``; less what is never leased."""
+    if not gpus:
+        return "there are no GPUs"
+    kinds = Counter((gpu.host, gpu.memory_bytes, gpu.mig) for gpu in gpus)
+    each = ", ".join(
+        f"{count} of {(memory - RESERVE_BYTES) / 1e9:.1f} GB{' (MIG, for one-GPU models only)' if mig else ''}"
+        + (f" on {host}" if host else "")
+        for (host, memory, mig), count in sorted(kinds.items())
+    )
+    return f"there {'is 1 GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'}: {each}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,10 +185,10 @@ class Plan:
 def plan(
     need: Need, all_rooms: Sequence[Room], victims: Sequence[Replica], can_sleep: Callable[[str], bool]
 ) -> Plan | None:
-    """The fewest evictions that make room; None when even all of them would not.
+    """Evictions that make room, none of which could be spared; None when even all of them would not.
 
     `victims` in the order in which they should go. They are taken one by one until the model fits, then those that
-    turn out not to be in the way are spared. Those that can sleep do, where that is enough.
+    turn out not to be in the way are spared, the last first. Those that can sleep do, where that is enough.
     """
     taken: list[Replica] = []
     for victim in (None, *victims):
@@ -168,7 +197,7 @@ def plan(
             break
     else:
         return None
-    for spared in list(taken):
+    for spared in reversed(list(taken)):
         fewer = [victim for victim in taken if victim is not spared]
         if _place_without(need, all_rooms, fewer, ()) is not None:
             taken = fewer
@@ -182,6 +211,11 @@ def plan(
     return None if found is None else Plan(place=found, stop=tuple(stop), sleep=tuple(asleep))
 
 
+def would_fit(need: Need, all_rooms: Sequence[Room], gone: Sequence[Replica]) -> bool:
+    """Whether there is room once all of these have left."""
+    return _place_without(need, all_rooms, gone, ()) is not None
+
+
 def _place_without(
     need: Need, all_rooms: Sequence[Room], gone: Iterable[Replica], asleep: Iterable[Replica]
 ) -> Place | None:
@@ -189,6 +223,15 @@ def _place_without(
     return place(need, [room.without(ids, sleepers) for room in all_rooms])
 
 
-def _fraction(share: int, gpu: Gpu) -> float | None:
-    fraction = share / gpu.memory_bytes
-    return None if fraction >= ENGINE_DEFAULT_FRACTION else int(fraction * 1000) / 1000
+def _parts(count: int, whole: int) -> int:
+    """Thousandths that hold so many bytes."""
+    return -(-count * PARTS // whole)
+
+
+def _fraction(share: int, size: Size, gpu: Gpu) -> float | None:
+    """What the engine is told; of a GPU that is all its own, no more than the default unless it needs more."""
+    default = int(ENGINE_DEFAULT_FRACTION * PARTS)
+    parts, least = _parts(share, gpu.memory_bytes), _parts(size.bytes_min, gpu.memory_bytes)
+    if parts < default:
+        return parts / PARTS
+    return min(least, parts) / PARTS if least > default else None
