@@ -135,6 +135,7 @@ class Service:
             clock=self._clock,
             forgive=self._reconciler.forgive,
             settled=self._reconciler.settled,
+            fleet=lambda: self._reconciler.fleet,
             version=importlib.metadata.version("orchestrator"),
         )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)

@@ -17,9 +17,9 @@ from orchestrator.auth import Key, KeyRing
 from orchestrator.errors import ApiError, NotFound
 from orchestrator.events import Broadcast
 from orchestrator.metrics import Metrics
-from orchestrator.model import Replica, Scope, Traffic
+from orchestrator.model import Fleet, Replica, Scope, Traffic
 from orchestrator.ports import Clock, History, Runtime
-from orchestrator.views import model_view, openai_model, replica_view, start_view
+from orchestrator.views import gpu_view, model_view, openai_model, replica_view, start_view
 
 LOG_TAIL_BYTES_DEFAULT = 64 * 2**10
 LOG_TAIL_BYTES_MAX = 4 * 2**20
@@ -61,6 +61,7 @@ class Control:
         clock: Clock,
         forgive: Callable[[str], None],
         settled: Callable[[], Awaitable[None]],
+        fleet: Callable[[], Fleet],
         version: str,
     ) -> None:
         self._activator = activator
@@ -73,6 +74,7 @@ class Control:
         self._clock = clock
         self._forgive = forgive
         self._settled = settled
+        self._fleet = fleet
         self._version = version
         self._created_unix = int(clock.unix())
 
@@ -147,7 +149,11 @@ class Control:
         return _list([replica_view(r, t, now) for route in self._visible(key) for r, t in _pairs(route)])
 
     async def _gpus(self, request: Request, key: Key) -> Response:
-        return _list([msgspec.to_builtins(gpu) for gpu in await self._runtime.gpus() or ()])
+        fleet = self._fleet()
+        mine = [r for r in fleet.replicas.values() if key.may_use(r.model)]
+        return _list(
+            [gpu_view(g, fleet.foreign.get(g.uuid, 0), [r for r in mine if g.uuid in r.gpus]) for g in fleet.gpus]
+        )
 
     async def _starts(self, request: Request, key: Key) -> Response:
         model = request.query_params.get("model")

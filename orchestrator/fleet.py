@@ -21,12 +21,12 @@ A replica's phase, by what is seen of it (rows in order; first match wins):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.actions import Launch
 from orchestrator.decide import wanted
-from orchestrator.gpu import Gpu
+from orchestrator.foreign import lent
 from orchestrator.model import (
     Backoff,
     Deployment,
@@ -42,7 +42,7 @@ from orchestrator.model import (
     Traffic,
     WeightsState,
 )
-from orchestrator.placement import lease_bytes, unfit
+from orchestrator.placement import unfit
 
 LAUNCH_GRACE_S = 60.0
 SICK_PROBES_MAX = 3
@@ -74,7 +74,8 @@ def advance(fleet: Fleet, deployments: Mapping[str, Deployment], seen: Sighting,
     for instance in listed.values():
         if instance.id not in fleet.replicas:
             replicas[instance.id] = _adopted(instance, seen, now)
-    known = replace(fleet, known=True, replicas=_with_traffic(replicas, seen, now))
+    uses = lent(fleet.lent, fleet.gpus, replicas.values(), now)
+    known = replace(fleet, known=True, replicas=_with_traffic(replicas, seen, now), lent=uses)
     for replica in failures:
         known = failed(known, replica.model, replica.error, now, served=replica.ready_at is not None)
     return _settled(known, now)
@@ -350,26 +351,10 @@ def _with_surroundings(fleet: Fleet, seen: Sighting, now: float) -> Fleet:
         weights_at=since,
         demand=seen.demand,
         gpus=gpus,
-        foreign=_foreign(fleet, gpus),
         places=seen.places,
         needs=seen.needs,
         unfit={model: reason for model, need in known.items() if (reason := unfit(need, gpus))},
     )
-
-
-def _foreign(fleet: Fleet, gpus: Sequence[Gpu]) -> dict[str, int]:
-    """What other programs use of each GPU: what is used, less what we lease.
-
-    While an engine of ours comes or goes, its use tells nothing of theirs: then what was known stands.
-    """
-    found = {}
-    for gpu in gpus:
-        holders = [replica for replica in fleet.replicas.values() if gpu.uuid in replica.gpus]
-        leased = sum(lease_bytes(holder, gpu) for holder in holders)
-        steady = all(holder.phase in (Phase.READY, Phase.SLEEPING) for holder in holders)
-        others = max(gpu.memory_bytes - gpu.free_bytes - leased, 0)
-        found[gpu.uuid] = others if steady else fleet.foreign.get(gpu.uuid, others)
-    return found
 
 
 def _with_traffic(replicas: Mapping[str, Replica], seen: Sighting, now: float) -> dict[str, Replica]:

@@ -77,6 +77,17 @@ class Need:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lent:
+    """The use of one GPU."""
+
+    leased_bytes: int = 0
+    since: float = float("-inf")
+    """When `leased_bytes` last changed."""
+    foreign_bytes: int = 0
+    """What other programs use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Wait:
     """The place of a model in the line for GPUs."""
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orchestrator.gpu import Gpu, Need, Wait
+from orchestrator.gpu import Gpu, Lent, Need, Wait
 
 
 class Phase(StrEnum):
@@ -324,8 +324,8 @@ class Fleet:
     """When each model was last seen ready: older demand has been met."""
     tracks: Mapping[str, Track] = field(default_factory=dict)
     gpus: tuple[Gpu, ...] = ()
-    foreign: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of each GPU that other programs use."""
+    lent: Mapping[str, Lent] = field(default_factory=dict)
+    """The use of each GPU, by its uuid."""
     places: tuple[str, ...] = ()
     needs: Mapping[str, Need] = field(default_factory=dict)
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -337,6 +337,11 @@ class Fleet:
     """Random for each run of the orchestrator, so that names never repeat."""
     known: bool = False
     """Whether the runtime answered in the last sighting."""
+
+    @property
+    def foreign(self) -> Mapping[str, int]:
+        """Bytes of each GPU that other programs use."""
+        return {uuid: lent.foreign_bytes for uuid, lent in self.lent.items()}
 
     def of(self, model: str) -> tuple[Replica, ...]:
         """The replicas of one model, oldest first."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.activator import Route
+from orchestrator.gpu import Gpu
 from orchestrator.model import IdleAction, Phase, Replica, StartRecord, Traffic, Weights
+from orchestrator.placement import lease_bytes
 from orchestrator.refusal import describe, note_of, progress
 
 QUIET = (Phase.COLD, Phase.READY, Phase.SLEEPING)
@@ -55,6 +57,25 @@ def replica_view(replica: Replica, traffic: Traffic, now: float) -> dict[str, An
         "in_flight": traffic.in_flight,
         "adopted": replica.adopted,
         "error": replica.error,
+    }
+
+
+def gpu_view(gpu: Gpu, foreign_bytes: int, holders: Iterable[Replica]) -> dict[str, Any]:
+    """One GPU, or one slice of one, and who holds how much of it."""
+    return {
+        "uuid": gpu.uuid,
+        "index": gpu.index,
+        "name": gpu.name,
+        "host": gpu.host,
+        "mig": gpu.mig,
+        "memory_bytes": gpu.memory_bytes,
+        "free_bytes": gpu.free_bytes,
+        "foreign_bytes": foreign_bytes,
+        "healthy": gpu.healthy,
+        "fault": gpu.fault,
+        "holders": [
+            {"model": r.model, "replica": r.id, "bytes": lease_bytes(r, gpu), "phase": r.phase} for r in holders
+        ],
     }
 
 

@@ -122,9 +122,10 @@ class ProcessRuntime:
         except (NotFound, OSError):
             return ""
 
-    async def gpus(self) -> tuple[Gpu, ...]:
+    async def gpus(self) -> tuple[Gpu, ...] | None:
         """See `ports.Runtime.gpus`."""
-        return await self._gpus.gpus()
+        found = await self._gpus.gpus()
+        return found if self._gpus.ready else None
 
     def places(self) -> tuple[str, ...]:
         """Only this one."""
@@ -210,8 +211,8 @@ class ProcessRuntime:
 
     def _spawn(self, spec: LaunchSpec, port: int) -> subprocess.Popen[bytes]:
         env = {**self._environ, **dict(spec.env), **table.marks(self._instance, spec.id)}
-        if spec.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
+        if spec.gpus or (self._gpus.known and "CUDA_VISIBLE_DEVICES" not in dict(spec.env)):
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)  # none: what it was not lent it does not see
         argv = [part.replace("{host}", HOST).replace("{port}", str(port)) for part in spec.argv]
         try:
             with self._records.log_path(spec.id).open("ab") as log:

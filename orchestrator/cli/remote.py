@@ -83,7 +83,8 @@ def ps(remote: Remote, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(models))
         return
-    rows = [_row(model) for model in models["data"]]
+    gpus = {gpu["uuid"]: _gpu_name(gpu) for gpu in remote.get("/api/gpus")["data"]}
+    rows = [_row(model, gpus) for model in models["data"]]
     if not rows:
         typer.echo('no models are configured: add [models."org/name"] to orchestrator.toml')
         return
@@ -91,7 +92,7 @@ def ps(remote: Remote, *, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("MODEL", "PHASE", "ETA", "REQUESTS", "IDLE", "WHAT"):
+    for heading in ("MODEL", "PHASE", "GPUS", "ETA", "REQUESTS", "IDLE", "WHAT"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row)
@@ -202,7 +203,12 @@ def _watch_pull(remote: Remote, model: str, ended: Callable[[dict[str, Any]], bo
             time.sleep(POLL_S)
 
 
-def _row(view: dict[str, Any]) -> tuple[str, ...]:
+def _gpu_name(gpu: dict[str, Any]) -> str:
+    """``0``, or ``node-1:0`` where there are several hosts; the slices of one GPU share its number."""
+    return f"{gpu['host']}:{gpu['index']}" if gpu["host"] else str(gpu["index"])
+
+
+def _row(view: dict[str, Any], gpus: dict[str, str]) -> tuple[str, ...]:
     requests = f"{view['in_flight']}" + (f" +{view['held']} held" if view["held"] else "")
     told = (("sleeps_in_s", "sleeps in"), ("stops_in_s", "stops in"))
     idle = next((f"{what} {view[key]:.0f} s" for key, what in told if view[key] is not None), "")
@@ -210,7 +216,8 @@ def _row(view: dict[str, Any]) -> tuple[str, ...]:
     what = view["error"] or ("" if view["phase"] == "ready" else progress_line(view) if view["note"] else "")
     if view["error"] and view["retry_s"]:
         what += f" (next attempt in {view['retry_s']:.0f} s)"
-    return view["id"], view["phase"], eta, requests, idle, what
+    held = ",".join(gpus.get(uuid, uuid) for replica in view["replicas"] for uuid in replica["gpus"])
+    return view["id"], view["phase"], held, eta, requests, idle, what
 
 
 def _failure(view: dict[str, Any]) -> str:
