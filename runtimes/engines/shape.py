@@ -16,7 +16,7 @@ from orchestrator.errors import PreflightFailed
 from orchestrator.gpu import ModelShape
 from runtimes.engines import flags
 from runtimes.engines.folder import Tensor, is_mistral, read_json, read_tensors
-from runtimes.engines.model_config import COUNT_MAX, context_of, model_type, number, text_config
+from runtimes.engines.model_config import context_of, model_type, number, text_config
 
 SAFETENSORS_FORMATS = (
     *("auto", "hf", "safetensors", "mistral", "fastsafetensors", "instanttensor"),
