@@ -78,6 +78,12 @@ class DockerHost:
         """The result of `work`; blocks nobody else. Raises `RuntimeUnavailable`, or docker's `APIError`."""
         return await asyncio.wrap_future(self._threads.submit(self._call, work))
 
+    def call_now(self, work: Callable[[docker.APIClient], T], timeout_s: float) -> T | None:
+        """The same for who has no event loop any more; None when it fails. Blocks for `timeout_s` at most."""
+        with contextlib.suppress(RuntimeUnavailable, APIError, TimeoutError):
+            return self._threads.submit(self._call, work).result(timeout_s)
+        return None
+
     async def near(self) -> bool:
         """Whether it is this machine's, or the one whose container we run in. Blocks for one call, the first time."""
         return self.address.local or bool(await self.own_mounts())

@@ -33,7 +33,7 @@ from runtimes.docker.host import Address, DockerHost
 from runtimes.docker.log import follow as follow_log
 from runtimes.docker.log import tail_of
 from runtimes.docker.probe import HostGpus
-from runtimes.docker.said import said
+from runtimes.docker.said import NOT_RUN, not_run, said
 from runtimes.gpu_watch import LocalGpus
 from runtimes.kept_logs import KeptLogs, is_name
 
@@ -164,7 +164,9 @@ class DockerRuntime:
             host.watch(asyncio.get_running_loop(), changed)
 
     def close(self) -> None:
-        """Let go of the threads. Engines run on."""
+        """Let go of the threads, and of what looked at GPUs. Engines run on. Blocks for some seconds at most."""
+        for source in self._gpus.values():
+            source.close()
         for host in self.hosts.values():
             host.close()
 
@@ -232,9 +234,11 @@ class DockerRuntime:
         ended = [i for i in instances if i.state is InstanceState.EXITED and i.id not in self._ends]
         for instance in ended[:INSPECTS_MAX]:
             with contextlib.suppress(RuntimeUnavailable, APIError):
-                found = await self.hosts[instance.host].call(_inspect(name_of(instance.id)))
-                state = found["State"]
+                host, name = self.hosts[instance.host], name_of(instance.id)
+                state = (await host.call(_inspect(name)))["State"]
                 reason = self._out_of_memory() if state.get("OOMKilled") else state.get("Error") or ""
+                if not reason and state.get("ExitCode") in NOT_RUN:
+                    reason = not_run((await host.call(partial(tail_of, name))).decode("utf-8", "replace"))
                 self._ends[instance.id] = (state.get("ExitCode"), reason)
 
     def _out_of_memory(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from docker.errors import APIError
 
 CHARS_MAX = 300
@@ -12,7 +14,6 @@ _REMEDIES = (
         "`nvidia-ctk runtime configure --runtime=docker`, and restart Docker",
     ),
     ("bind source path does not exist", "that folder must be on the engines' host too, at the same path"),
-    ("executable file not found", "the image does not have that program"),
     ("no space left on device", "make room on the host's disk: `docker system df` tells what Docker keeps there"),
 )
 _REFUSALS = (
@@ -24,6 +25,9 @@ _REFUSALS = (
     ("no matching manifest", "take an image that was made for the host's kind of processor"),
     ("invalid reference format", "check its name"),
 )
+_NOT_RUN = re.compile(r"\[FATAL tini \(\d+\)\] exec (?P<program>.{1,200}) failed: (?P<why>.{1,100})")
+NOT_RUN = (126, 127)
+"""The exit codes of Docker's init where it could not run the program."""
 
 
 def said(error: Exception) -> str:
@@ -37,3 +41,13 @@ def said(error: Exception) -> str:
 def refusal(text: str) -> str:
     """What to do about an image that a registry does not give; empty: its words are no refusal, but a fault."""
     return next((remedy for words, remedy in _REFUSALS if words in text.lower()), "")
+
+
+def not_run(log: str) -> str:
+    """Why Docker's init could not run the program, from its log; empty: it could."""
+    found = _NOT_RUN.search(log)
+    if found is None:
+        return ""
+    if "No such file" in found["why"]:
+        return f"the image does not have the program {found['program']}"
+    return f"the image's program {found['program']} can't be run: {found['why'].strip()}"

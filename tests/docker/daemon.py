@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -42,14 +43,21 @@ class Daemon:
     """One dockerd, with a bridge that no other has."""
 
     def __init__(
-        self, folder: Path, *, gpus: bool = True, tcp_port: int | None = None, tls: Path | None = None
+        self,
+        folder: Path,
+        *,
+        gpus: bool = True,
+        tcp_port: int | None = None,
+        tls: Path | None = None,
+        hides: Path | None = None,
     ) -> None:
         """`tls`: the folder of ``ca.pem``, ``server-cert.pem`` and ``server-key.pem``; then TCP asks for client
-        certificates."""
+        certificates. `hides`: a folder that is empty for this engine, as if it ran on another machine."""
         self.folder = folder
         self.url = f"unix://{folder}/docker.sock"
         self._tcp_port = tcp_port
         self._tls = tls
+        self._hides = hides
         self._hook = folder / "bin"
         folder.mkdir(parents=True, exist_ok=True)
         if gpus:
@@ -74,6 +82,8 @@ class Daemon:
         ]
         if self._tcp_port is not None:
             argv += ["--host", f"tcp://127.0.0.1:{self._tcp_port}", *self._tls_options()]
+        if self._hides is not None:
+            argv = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {self._hides} && exec "$@"', "sh", *argv]
         environ = {**os.environ, "PATH": f"{self._hook}:{os.environ['PATH']}"}
         with (self.folder / "dockerd.log").open("ab") as log:
             process = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
@@ -129,13 +139,18 @@ class Daemon:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
+        for line in Path("/proc/mounts").read_text().splitlines():  # one that was killed leaves its mounts
+            if (target := line.split()[1]).startswith(f"{self.folder}/"):
+                _run("umount", "--lazy", target)
         _run("ip", "link", "del", self._bridge)
 
 
-def build_engine_image(daemon: Daemon) -> None:
-    """The stub engine and the Python that runs these tests, as an image of one layer."""
+def build_engine_image(daemon: Daemon, **env: str) -> None:
+    """The stub engine and the Python that runs these tests, as an image of one layer; `env` is the image's own."""
+    repository, tag = IMAGE.split(":")
+    changes = [f"ENV {key}={json.dumps(value)}" for key, value in env.items()]
     with contextlib.closing(daemon.client()) as client:
-        client.api.import_image_from_data(engine_tar(), repository=IMAGE.split(":")[0], tag=IMAGE.split(":")[1])
+        client.api.import_image_from_data(engine_tar(), repository=repository, tag=tag, changes=changes)
 
 
 def engine_tar() -> bytes:

@@ -19,8 +19,8 @@ PYTHON = ("python3", "-S", "/stub.py", "--host", "{host}", "--port", "{port}")
 
 def container_table(name: str = MODEL, *options: str, **settings: Any) -> str:
     """One ``[models."…"]`` table with the stub in a container as its engine."""
-    settings = {"image": IMAGE, "gpus": 0, **settings}
-    lines = [f'[models."{name}"]', 'engine = "command"', f"command = {json.dumps([*PYTHON, *options])}"]
+    settings = {"command": [*PYTHON, *options], "image": IMAGE, "gpus": 0, **settings}
+    lines = [f'[models."{name}"]', 'engine = "command"']
     return "\n".join(lines + [f"{key} = {json.dumps(value)}" for key, value in settings.items()]) + "\n"
 
 

@@ -300,3 +300,7 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
+    parser.add_argument("--eat-bytes", type=int, default=0, help="memory to fill before anything else")
+    eaten = bytearray()
+    while len(eaten) < chosen.eat_bytes:
+        eaten += b"x" * 2**20
