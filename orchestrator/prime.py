@@ -41,7 +41,7 @@ class Primer:
 
     def look(self, fleet: Fleet, deployments: Mapping[str, Deployment]) -> None:
         """Begin what is due, and give up what is no longer wanted. Does not block."""
-        coming = [name for name, d in deployments.items() if d.engine in ENGINES and _comes(fleet, name)]
+        coming = [name for name, d in deployments.items() if d.engine in ENGINES and _comes(fleet, d)]
         self._done &= set(coming)
         if self._running is not None:
             name, reading = self._running
@@ -76,7 +76,8 @@ class Primer:
             self._running = None
 
 
-def _comes(fleet: Fleet, model: str) -> bool:
-    """Whether an engine of it starts, or would if there were a GPU."""
-    phases = {replica.phase for replica in fleet.of(model)}
-    return model in fleet.waits or Phase.STARTING in phases or Phase.LOADING in phases
+def _comes(fleet: Fleet, deployment: Deployment) -> bool:
+    """Whether an engine of it starts, or would if there were a GPU; or wakes, unless that reads no weights."""
+    coming = [r for r in fleet.of(deployment.name) if r.phase in (Phase.STARTING, Phase.LOADING)]
+    reads = any(replica.woken_at is None or deployment.sleep_level > 1 for replica in coming)
+    return deployment.name in fleet.waits or reads

@@ -106,9 +106,9 @@ class Scout:
         if _needs_autopsy(instance, fleet):
             if instance.id not in self._failures:
                 self._begin(instance.id, self._autopsy(instance, deployment))
+        elif _resting(replica):
+            self._due.pop(instance.id, None)  # one that is woken is asked at once
         elif instance.state is InstanceState.RUNNING and instance.endpoint and now >= self._due.get(instance.id, 0):
-            if _resting(replica):
-                return
             ready = replica is not None and replica.phase is Phase.READY
             read_log = not ready and now >= self._log_due.get(instance.id, 0)
             self._due[instance.id] = now + (READY_PROBE_S if ready else STARTING_PROBE_S)

@@ -35,6 +35,16 @@ def model_table(name: str, *options: str, **settings: Any) -> str:
     return "\n".join(lines + [f"{key} = {json.dumps(value)}" for key, value in settings.items()]) + "\n"
 
 
+def vllm_cache(folder: Path) -> Path:
+    """A cache folder whose vLLM is the stub: for `ORCHESTRATOR_CACHE`, so that its adapter can be tried over it."""
+    program = folder / "engines" / "vllm-stub" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -S "{STUB}" "$@"\n')
+    program.chmod(0o755)
+    (program.parent.parent / "ready").touch()
+    return folder
+
+
 class Service:
     """A running ``orchestrator serve`` in a folder of its own."""
 

@@ -34,13 +34,18 @@ async def sleep(endpoint: str, level: int) -> None:
 
 
 async def wake(endpoint: str, level: int) -> None:
-    """Returns when it is awake. Raises `EngineUnreachable`."""
+    """Returns when it is awake. Raises `EngineUnreachable`.
+
+    ``/wake_up`` answers 200 too when a part of it sleeps on, and requests hang then.
+    """
     if level == 1:
         await _call("POST", endpoint, "/wake_up", ACT_TIMEOUT_S)
-        return
-    await _call("POST", endpoint, "/wake_up?tags=weights", ACT_TIMEOUT_S)
-    await _call("POST", endpoint, "/collective_rpc", ACT_TIMEOUT_S, {"method": "reload_weights"})
-    await _call("POST", endpoint, "/wake_up?tags=kv_cache", ACT_TIMEOUT_S)
+    else:
+        await _call("POST", endpoint, "/wake_up?tags=weights", ACT_TIMEOUT_S)
+        await _call("POST", endpoint, "/collective_rpc", ACT_TIMEOUT_S, {"method": "reload_weights"})
+        await _call("POST", endpoint, "/wake_up?tags=kv_cache", ACT_TIMEOUT_S)
+    if await asleep(endpoint):
+        raise EngineUnreachable("/wake_up was answered, but it sleeps on")
 
 
 async def _call(

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from orchestrator.config import cache_dir
 from orchestrator.demo.engine import prepare_engine
 from orchestrator.demo.weights import MODEL, prepare_weights
-from tests.stub import ask, service, until
+from tests.stub import WAIT_S, Service, ask, service, until
+
+CHAT = "/v1/chat/completions"
+HOLD = {"prefer": "wait=100"}
+SLEEP_TIMEOUT_S = 12.0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_cold_503_then_the_stock_client_hears_paris_then_nothing_is_left(tmp_path: Path) -> None:
+def test_cold_503_then_the_stock_client_hears_paris_then_it_sleeps_and_wakes_then_nothing_is_left(
+    tmp_path: Path,
+) -> None:
     cache = cache_dir(os.environ)
     engine = prepare_engine(cache, lambda step: None)
     source = prepare_weights(cache, engine.python, lambda step: None)
-    table = f'[models."{MODEL}"]\nsource = "{source}"\nargs = ["--max-model-len", "2048"]\nidle_timeout_s = 3\n'
+    settings = f'idle_timeout_s = 3\nidle_action = "sleep"\nsleep_timeout_s = {SLEEP_TIMEOUT_S}\n'
+    table = f'[models."{MODEL}"]\nsource = "{source}"\nargs = ["--max-model-len", "2048"]\n{settings}'
     with service(tmp_path, table) as running:
         with running.client() as client:
             began = time.monotonic()
-            cold = client.post("/v1/chat/completions", json=ask(MODEL))
+            cold = client.post(CHAT, json=ask(MODEL))
             assert cold.status_code == 503
             assert cold.json()["error"]["code"] == "model_cold"
         stock = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
@@ -35,12 +45,94 @@ def test_cold_503_then_the_stock_client_hears_paris_then_nothing_is_left(tmp_pat
         with stock.chat.completions.create(model=MODEL, messages=ask(MODEL)["messages"], stream=True) as stream:
             assert len(list(stream)) > 3
         with running.client() as client:
-            wrong = client.post("/v1/chat/completions", json=ask(MODEL, max_tokens=-1))
+            wrong = client.post(CHAT, json=ask(MODEL, max_tokens=-1))
             assert wrong.status_code == 400
             assert wrong.json()["error"].keys() == {"message", "type", "param", "code"}
             assert wrong.json()["error"]["code"] is None
-            start = client.get("/api/starts").json()["data"][0]
-            assert start["outcome"] == "ready"
+            start = starts(running)[0]
+            assert start["outcome"] == "ready" and not start["wake"]
             assert start["seconds"].keys() == {"starting", "loading"}
         stock.close()
-        until(lambda: running.phase(MODEL) == "cold" and not running.engines(), 120)
+        it_sleeps_and_wakes(running, start["total_s"])
+        what_another_puts_to_sleep_is_woken(running)
+        it_is_adopted_asleep_and_then_stopped(running)
+
+
+def it_sleeps_and_wakes(running: Service, cold_s: float) -> None:
+    until_asleep(running)
+    pids = running.engines()
+    woken_s, refused_s = [], 0.0
+    for _ in range(3):
+        began = time.monotonic()
+        assert "Paris" in heard(running)
+        woken_s.append(time.monotonic() - began)
+        until_asleep(running)
+    assert running.engines() == pids
+    wakes = [start["total_s"] for start in starts(running) if start["wake"]]
+    assert len(wakes) == 3
+    with running.client() as client:
+        began = time.monotonic()
+        refused = client.post(CHAT, json=ask(MODEL))
+        refused_s = time.monotonic() - began
+    assert refused.status_code == 503 and "waking up" in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) <= max(wakes) + 1
+    until(lambda: running.phase(MODEL) == "ready")
+    told = {"cold_s": cold_s, "wakes_s": wakes, "answered_from_sleep_s": [round(s, 2) for s in woken_s]}
+    print(json.dumps({**told, "refused_s": round(refused_s, 3)}))
+
+
+def what_another_puts_to_sleep_is_woken(running: Service) -> None:
+    """A request that it got in between hangs until that is noticed, and is answered then."""
+    assert httpx.post(f"{endpoint(running)}/sleep?level=1", timeout=WAIT_S).status_code == 200
+    began = time.monotonic()
+    assert "Paris" in heard(running)
+    print(f"answered {time.monotonic() - began:.1f} s after somebody else put it to sleep")
+
+
+def it_is_adopted_asleep_and_then_stopped(running: Service) -> None:
+    until_asleep(running)
+    pids, behind = running.engines(), len(running.log())
+    running.process.kill()
+    running.process.wait(WAIT_S)
+    running.restart()
+    view = until_asleep(running)
+    assert running.engines() == pids and view["replicas"][0]["adopted"]
+    assert 0 < view["stops_in_s"] <= SLEEP_TIMEOUT_S and not view["in_flight"]
+    assert '"phase": "ready"' not in running.log()[behind:]
+    assert "Paris" in heard(running)
+    assert running.engines() == pids
+    until_asleep(running)
+    began = time.monotonic()
+    until(lambda: running.phase(MODEL) == "cold" and not running.engines(), 120)
+    assert time.monotonic() - began > SLEEP_TIMEOUT_S - 3
+    assert "it slept for long" in running.log()[behind:]
+
+
+def heard(running: Service) -> str:
+    with httpx.Client(base_url=running.url, timeout=120) as client:
+        answer = client.post(CHAT, json=ask(MODEL, temperature=0), headers=HOLD)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def until_asleep(running: Service) -> dict[str, Any]:
+    """Its view, once it sleeps and says so itself."""
+
+    def asleep() -> dict[str, Any] | None:
+        view = running.model(MODEL)
+        return view if view["phase"] == "sleeping" else None
+
+    view: dict[str, Any] = until(asleep, 60)
+    assert httpx.get(f"{endpoint(running)}/is_sleeping", timeout=WAIT_S).json() == {"is_sleeping": True}
+    assert httpx.get(f"{endpoint(running)}/health", timeout=WAIT_S).status_code == 200
+    return view
+
+
+def endpoint(running: Service) -> str:
+    return str(running.model(MODEL)["replicas"][0]["endpoint"])
+
+
+def starts(running: Service) -> list[dict[str, Any]]:
+    with running.client() as client:
+        found: list[dict[str, Any]] = client.get("/api/starts").json()["data"]
+    return found

@@ -1,6 +1,8 @@
 """A stand-in for an engine, as a program of its own: speaks the OpenAI API, starts as slowly as it is told, and
 misbehaves on request. Standard library only, so that it is up in a tenth of a second.
 
+With ``--enable-sleep-mode`` it sleeps and wakes as vLLM does: what comes while it sleeps hangs.
+
 A request's ``user`` field picks a fault: hang, huge-header, endless, garbage-sse, rst, cut, error-done, status-500,
 int-code, slow. Every request is written to ``--record`` as a JSON line when it ends.
 """
@@ -33,6 +35,11 @@ class Stub:
         self.running = 0
         self.peak = 0
         self.paused = 0
+        self.slept: set[str] = set()
+        """What of it sleeps: weights, kv_cache."""
+        self.sleeps = 0
+        self.awake = asyncio.Event()
+        self.awake.set()
 
     def ready(self) -> bool:
         return time.monotonic() >= self.ready_at and not Path(self.options.sick_file or "/nonexistent").exists()
@@ -73,6 +80,10 @@ async def serve_request(
         await answer_get(stub, path, writer)
         stub.record(**facts, outcome="done")
         return None if headers.get("connection") == "close" else b""
+    if stub.options.enable_sleep_mode and path.partition("?")[0] in SLEEP_PATHS:
+        stub.record(**facts, body=body.decode(), running=stub.running, outcome="asked")
+        await answer_sleeper(stub, path, writer)
+        return b""
     stub.running += 1
     stub.peak = max(stub.peak, stub.running)
     began = time.time()
@@ -98,11 +109,39 @@ async def answer_get(stub: Stub, path: str, writer: asyncio.StreamWriter) -> Non
     elif path == "/metrics":
         text = f"vllm:num_requests_running {stub.running}\nvllm:num_requests_waiting 0\nstub:peak {stub.peak}\n"
         await send(writer, 200, text.encode(), "text/plain")
+    elif path == "/is_sleeping":
+        await send(writer, 200, {"is_sleeping": bool(stub.slept)})
     else:
         await send(writer, 200, {"status": "ok", "paused": stub.paused, "pid": os.getpid()})
 
 
+SLEEP_PATHS = ("/sleep", "/wake_up", "/collective_rpc")
+
+
+async def answer_sleeper(stub: Stub, path: str, writer: asyncio.StreamWriter) -> None:
+    """As vLLM 0.32 does: it is awake again once all of it is."""
+    name, _, query = path.partition("?")
+    fault = {"/sleep": stub.options.sleep_fault, "/wake_up": stub.options.wake_fault}.get(name)
+    if fault == "hang":
+        await asyncio.sleep(3600)
+    elif fault:
+        await send(writer, 500, {"error": {"message": f"{name} was told to fail", "code": 500}})
+        return
+    if name == "/sleep":
+        stub.sleeps += 1
+        stub.awake.clear()
+        stub.slept = {"weights", "kv_cache"}
+        await asyncio.sleep(stub.options.sleep_s)
+    elif name == "/wake_up":
+        await asyncio.sleep(stub.options.wake_s)
+        stub.slept -= {query.removeprefix("tags=")} if query else {"weights", "kv_cache"}
+        if not stub.slept:
+            stub.awake.set()
+    await send(writer, 200, {"status": "sleeping" if stub.slept else "awake"})
+
+
 async def answer_post(stub: Stub, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
+    await stub.awake.wait()
     try:
         asked = json.loads(body)
     except ValueError:
@@ -162,12 +201,16 @@ async def stream(stub: Stub, asked: dict[str, Any], writer: asyncio.StreamWriter
 async def pieces(stub: Stub, asked: dict[str, Any], delay_s: float) -> AsyncIterator[bytes]:
     yield b""
     words = text_of(asked).split(" ")
-    count = max(stub.options.tokens, len(words))
+    count, slept_before = max(stub.options.tokens, len(words)), stub.sleeps
     for index in range(count):
+        if stub.sleeps != slept_before:  # vLLM aborts what it has in hand, and says so in a whole answer
+            yield chunk(asked, {}, "abort")
+            break
         word = words[index] if index < len(words) else "…"
         yield chunk(asked, {"role": "assistant", "content": word if not index else f" {word}"})
         await asyncio.sleep(delay_s)
-    yield chunk(asked, {}, "stop")
+    else:
+        yield chunk(asked, {}, "stop")
     if (asked.get("stream_options") or {}).get("include_usage"):
         usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
         yield b"data: " + json.dumps({"id": "stub-1", "choices": [], "usage": usage}).encode() + b"\n\n"
@@ -261,7 +304,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--model", default="")
+    parser.add_argument("--model", "--served-model-name", default="")
     parser.add_argument("--start-s", type=float, default=0.0)
     parser.add_argument("--fail-after-s", type=float)
     parser.add_argument("--fail-line", default="ValueError: the stub was told to fail")
@@ -272,7 +315,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--token-delay-s", type=float, default=0.0)
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--record")
+    parser.add_argument("--eat-bytes", type=int, default=0, help="memory to fill before anything else")
     parser.add_argument("--lines", type=int, default=0)
+    parser.add_argument("--enable-sleep-mode", action="store_true")
+    parser.add_argument("--sleep-s", type=float, default=0.0)
+    parser.add_argument("--wake-s", type=float, default=0.0)
+    parser.add_argument("--sleep-fault", choices=("500", "hang"))
+    parser.add_argument("--wake-fault", choices=("500", "hang"))
     parser.add_argument("--note", help="ignored; for looking at the command line")
     return parser.parse_args()
 
@@ -285,6 +334,9 @@ async def main() -> None:
     loop.add_signal_handler(signal.SIGTERM, (lambda: None) if chosen.ignore_sigterm else ended.set)
     for number in range(chosen.lines):
         print(f"line {number} " + "x" * 100, flush=True)
+    eaten = bytearray()
+    while len(eaten) < chosen.eat_bytes:
+        eaten += b"x" * 2**20
     if chosen.fail_after_s is not None:
         await asyncio.sleep(chosen.fail_after_s)
         print(chosen.fail_line, file=sys.stderr, flush=True)
@@ -300,7 +352,3 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
-    parser.add_argument("--eat-bytes", type=int, default=0, help="memory to fill before anything else")
-    eaten = bytearray()
-    while len(eaten) < chosen.eat_bytes:
-        eaten += b"x" * 2**20
