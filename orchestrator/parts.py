@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.config import cache_dir
 from orchestrator.model import EngineKind
@@ -20,6 +21,9 @@ from storage.disk_room import DiskRoom
 from storage.hub import cache_folder
 from storage.page_cache import prime
 from storage.weights import HubWeights
+
+if TYPE_CHECKING:
+    from runtimes.docker.host import Address
 
 NOBODY = "65534:65534"
 
@@ -81,18 +85,24 @@ def _prime(folder: str, on_bytes: Callable[[int], None], cancelled: Callable[[],
     return primed.reason or f"all in memory after {primed.seconds:.1f} s"
 
 
-def _docker(settings: RuntimeSettings, data: Path, instance: str, shared: _Shared) -> Parts:
-    from runtimes.docker.container import Options  # docker's own imports take long, and only this kind needs them
+def addresses(settings: RuntimeSettings) -> Sequence[Address]:
+    """The Docker hosts; without any, the one that the environment names."""
     from runtimes.docker.host import Address
-    from runtimes.docker.images import Images as DockerImages
-    from runtimes.docker.runtime import DockerRuntime
 
     hosts = [
         Address(name=h.name, url=h.url, engines_at=h.address, tls_ca=h.tls_ca, tls_cert=h.tls_cert, tls_key=h.tls_key)
         for h in settings.hosts
     ]
+    return hosts or [Address()]
+
+
+def _docker(settings: RuntimeSettings, data: Path, instance: str, shared: _Shared) -> Parts:
+    from runtimes.docker.container import Options  # docker's own imports take long, and only this kind needs them
+    from runtimes.docker.images import Images as DockerImages
+    from runtimes.docker.runtime import DockerRuntime
+
     runtime = DockerRuntime(
-        hosts=hosts or [Address()],
+        hosts=addresses(settings),
         options=Options(
             instance=instance,
             user=settings.user or (NOBODY if os.geteuid() == 0 else f"{os.geteuid()}:{os.getegid()}"),

@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,8 +22,9 @@ from orchestrator.config import cache_dir, deployments, load
 from orchestrator.errors import ConfigError, PreflightFailed
 from orchestrator.instance_lock import holder_pid
 from orchestrator.model import Deployment, WeightsState
+from orchestrator.parts import addresses
 from orchestrator.settings import Settings
-from runtimes.engines import engines
+from runtimes.engines import container_engines, engines
 from runtimes.engines.vllm import NOT_INSTALLED, find_vllm
 from storage.hub import cache_folder, token
 from storage.weights import HubWeights
@@ -72,7 +74,11 @@ def examine(config: Path | None) -> Iterator[Finding]:
         yield Finding(level=Level.FAIL, what="the configuration can't be used", remedy=str(error))
         return
     yield Finding(level=Level.OK, what=f"the configuration loads, {len(settings.models)} models")
-    checks: tuple[Check, ...] = (_exposure, _keys, _data_folder, _port, _files, _vllm, _gpus, _cache, _hub, _models)
+    engines_run = _docker if settings.runtime.kind == "docker" else _vllm
+    checks: tuple[Check, ...] = (
+        *(_exposure, _keys, _data_folder, _port, _files),
+        *(engines_run, _gpus, _cache, _hub, _models),
+    )
     for check in checks:
         yield from check(settings)
 
@@ -146,6 +152,35 @@ def _vllm(settings: Settings) -> Iterator[Finding]:
         yield Finding(level=Level.OK, what=f"vLLM {'for the CPU ' if found.cpu else ''}with {found.python}")
 
 
+def _docker(settings: Settings) -> Iterator[Finding]:
+    from runtimes.docker.survey import survey
+
+    models = deployments(settings).values()
+    images = sorted({deployment.image for deployment in models})
+    hosts = addresses(settings.runtime)
+    with ThreadPoolExecutor(len(hosts)) as threads:
+        surveys = list(threads.map(lambda host: survey(host, images), hosts))
+    for seen in surveys:
+        if seen.fault:
+            remedy = f"{seen.fault}; start it, and see that this user may reach it: `docker version` as the same user"
+            yield Finding(level=Level.FAIL, what=f"Docker on {seen.host} does not answer", remedy=remedy)
+            continue
+        what = f"Docker {seen.engine} on {seen.host}, API {seen.api}"
+        old = "update it: 19.03 is the first that gives GPUs to containers" if seen.too_old else ""
+        yield Finding(level=Level.FAIL if old else Level.OK, what=what, remedy=old)
+        if seen.gpus:
+            yield Finding(level=Level.OK, what=f"NVIDIA's runtime on {seen.host}")
+        elif any(deployment.gpus != 0 for deployment in models):
+            remedy = "where it has GPUs: install NVIDIA's container toolkit, `nvidia-ctk runtime configure "
+            remedy += "--runtime=docker`, restart Docker"
+            yield Finding(level=Level.WARN, what=f"no NVIDIA runtime in Docker on {seen.host}", remedy=remedy)
+        for image in images:
+            missing = image in seen.missing
+            remedy = f"pulled at the first start; sooner by `docker pull {image}`" if missing else ""
+            what = f"image {image} {'is not' if missing else 'is'} on {seen.host}"
+            yield Finding(level=Level.OK, what=what, remedy=remedy)
+
+
 def _gpus(settings: Settings) -> Iterator[Finding]:
     from runtimes.gpus import GpuReader
 
@@ -194,7 +229,9 @@ def _hub(settings: Settings) -> Iterator[Finding]:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    weights, adapters = HubWeights(pulls_max=1), engines(cache_dir(os.environ))
+    in_images = settings.runtime.kind == "docker"
+    weights = HubWeights(pulls_max=1)
+    adapters = container_engines() if in_images else engines(cache_dir(os.environ))
     for name, deployment in deployments(settings).items():
         found = weights.look(deployment)
         if found.state is WeightsState.FAILED:
