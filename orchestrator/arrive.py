@@ -115,13 +115,15 @@ def _serve(
     if sleeper is not None:
         if _wake(line, deployment, need, sleeper, now):
             return
-    elif found := _found(need, line, deployments, fleet):
+    elif found := _found(need, line, fleet):
         launch = _launch(deployment, fleet, found, line.serial)
         line.serial += 1
         line.actions.append(launch)
         line.hold(_as_replica(deployment, found, launch.replica, now), START_S + deployment.residency_min_s)
         return
-    _wait(line, deployment, need, _victims(deployment, deployments, fleet, warm, now), fleet, deployments, now)
+    victims = _victims(deployment, deployments, fleet, warm, now)
+    given = {victim.replica.id for victim in line.held}  # whoever has just been told to wake is no sleeper any more
+    _wait(line, deployment, need, [v for v in victims if v.replica.id not in given], fleet, deployments, now)
 
 
 def _wake(line: Line, deployment: Deployment, need: Need, sleeper: Replica, now: float) -> bool:
@@ -201,16 +203,11 @@ def _soonest(need: Need, later: Sequence[Room], victims: Sequence[Victim]) -> fl
 
 def _gone_s(leaving: Iterable[Replica]) -> float:
     """What these take to be gone."""
-    return max(
-        (
-            FINISH_S if r.ready_at is not None and r.idle_at is None and r.phase is not Phase.SLEEPING else LEAVE_S
-            for r in leaving
-        ),
-        default=LEAVE_S,
-    )
+    serve = frozenset({Phase.READY, Phase.DRAINING})
+    return max((FINISH_S if r.phase in serve and r.idle_at is None else LEAVE_S for r in leaving), default=LEAVE_S)
 
 
-def _found(need: Need, line: Line, deployments: Mapping[str, Deployment], fleet: Fleet) -> Place | None:
+def _found(need: Need, line: Line, fleet: Fleet) -> Place | None:
     if need.sizes:
         return place(need, line.now)
     if not fleet.places:
@@ -235,15 +232,15 @@ def _victims(
         owner = deployments.get(replica.model)
         if owner is None or not replica.gpus or replica.unknown or replica.model == asker.name:
             continue
-        if replica.phase in LEAVING:
-            continue
+        asleep = replica.phase is Phase.SLEEPING
+        if replica.phase in LEAVING or (asleep and replica.ready_at is not None and replica.idle_at is None):
+            continue  # it leaves already; or fell asleep with requests in flight, and is woken for them
         held = fleet.demand.get(replica.model, Demand()).held > 0
-        busy = replica.phase is not Phase.SLEEPING and (replica.idle_at is None or held)
+        busy = not asleep and (replica.idle_at is None or held)
         victim = _victim(
             replica, owner, asker.priority, busy=busy, warm=replica.model in warm, waited_s=waited_s, now=now
         )
         if victim is not None:
-            asleep = replica.phase is Phase.SLEEPING
             used_at = replica.phase_at if asleep else replica.idle_at or replica.phase_at
             found.append(((not asleep, busy, owner.priority, used_at, replica.id), victim))
     return [victim for _, victim in sorted(found, key=lambda each: each[0])]

@@ -128,7 +128,7 @@ def grant(size: Size, room: Room) -> int | None:
         return None
     if size.bytes_wanted is not None and size.gpus == 1 and size.bytes_wanted <= SHARE_MAX * whole:
         granted = min(_parts(size.bytes_wanted, whole), parts_free) * whole // PARTS
-        return granted if granted >= size.bytes_min else None
+        return granted if granted >= max(size.bytes_min, 1) else None
     if any(holder.phase is not Phase.SLEEPING for holder in room.holders):
         return None
     enough = size.bytes_min if size.bytes_min else int(UNKNOWN_FREE_MIN * (whole - RESERVE_BYTES))
