@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.actions import Action, Drain, Launch, Pull, Stop, Wake
@@ -413,6 +413,7 @@ def crowds(draw: st.DrawFn) -> tuple[Fleet, dict[str, Deployment]]:
     return current(known(gpus, *replicas, waiting=waiting, needs=needs, models=models), models), models
 
 
+@settings(deadline=None)
 @given(crowd=crowds())
 def test_victims_may_go(crowd: tuple[Fleet, dict[str, Deployment]]) -> None:
     """Whoever is sent away has a lower priority than somebody in line, or is of the same and has had its turn."""
@@ -436,6 +437,7 @@ def test_victims_may_go(crowd: tuple[Fleet, dict[str, Deployment]]) -> None:
         assert isinstance(action, Drain) and action.patient
 
 
+@settings(deadline=None)
 @given(crowd=crowds())
 def test_nobody_starts_or_wakes_and_is_sent_away_in_one_pass(crowd: tuple[Fleet, dict[str, Deployment]]) -> None:
     fleet, models = crowd
@@ -443,6 +445,7 @@ def test_nobody_starts_or_wakes_and_is_sent_away_in_one_pass(crowd: tuple[Fleet,
     assert len(replicas) == len({*replicas})
 
 
+@settings(deadline=None)
 @given(crowd=crowds())
 def test_no_gpu_is_promised_twice_and_everybody_in_line_is_told(crowd: tuple[Fleet, dict[str, Deployment]]) -> None:
     fleet, models = crowd

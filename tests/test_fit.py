@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.fit import OVERHEAD_BYTES, need
@@ -140,6 +140,7 @@ def test_the_median_of_the_newest_starts_with_these_settings(starts: list[StartR
     assert fixed_bytes(auto(), starts) == expected
 
 
+@settings(deadline=None)
 @given(
     heads=st.integers(1, 128),
     kv_heads=st.integers(1, 128),
