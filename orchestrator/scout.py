@@ -72,6 +72,7 @@ class Scout:
             if instance.id in self._busy:
                 if _resting(fleet.replicas.get(instance.id)):
                     self._stale.add(instance.id)
+                    self._due.pop(instance.id, None)
             elif deployment is not None:
                 self._send(instance, deployment, fleet, now)
         for memory in (self._due, self._log_due, self._progress, self._fixed_bytes, self._failures):

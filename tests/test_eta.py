@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from statistics import median
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.eta import DEFAULT_S, Expected, expect, remaining_s, retry_after_s
+from orchestrator.eta import DEFAULT_S, WAKE_S_DEFAULT, Expected, expect, remaining_s, retry_after_s
 from orchestrator.model import EngineKind, Phase, StartRecord, Track, Weights, WeightsState
 from tests.values import PRESENT
 
@@ -46,6 +47,19 @@ def test_nearest_history_wins() -> None:
     assert expect("m", EngineKind.VLLM, "s", [other, own]).seconds[Phase.STARTING] == 50
     assert expect("m", EngineKind.VLLM, "s", [other]).seconds[Phase.STARTING] == 100
     assert expect("m", EngineKind.VLLM, "s", []).seconds == DEFAULT_S[EngineKind.VLLM]
+
+
+def test_wakes_are_measured_by_wakes_alone() -> None:
+    wakes = [replace(start(0, seconds), seconds={Phase.LOADING: seconds}, wake=True) for seconds in (2.0, 4.0, 3.0)]
+    expected = expect("m", EngineKind.VLLM, "s", [*wakes, start(10, 5)])
+    assert (expected.seconds[Phase.LOADING], expected.wake_s, expected.starts) == (5, 3.0, 1)
+    assert expect("other", EngineKind.VLLM, "s", wakes).wake_s == 3.0
+    assert expect("m", EngineKind.VLLM, "s", [start(10, 5)]).wake_s == WAKE_S_DEFAULT
+    asleep = Track(phase=Phase.SLEEPING, wake=True)
+    assert remaining_s(asleep, PRESENT, expected, 9.0) == 3.0
+    assert remaining_s(replace(asleep, phase=Phase.QUEUED), PRESENT, expected, 9.0, wait_s=7.0) == 10.0
+    assert remaining_s(replace(asleep, phase=Phase.LOADING, phase_at=8.0), PRESENT, expected, 9.5) == 1.5
+    assert remaining_s(replace(asleep, phase=Phase.LOADING, phase_at=1.0), PRESENT, expected, 9.0) == 1.0
 
 
 def test_pull_time_follows_bytes_and_rate() -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from orchestrator import fleet as step
-from orchestrator.actions import Launch
+from orchestrator.actions import Launch, Sleep, Stop
+from orchestrator.decide import decide, wanted
 from orchestrator.model import (
     Backoff,
     Demand,
     Fleet,
+    IdleAction,
     InstanceState,
     Phase,
     Progress,
     Replica,
     Sighting,
+    StartRecord,
     Traffic,
     Weights,
     WeightsState,
 )
-from orchestrator.starts import ended_starts
+from orchestrator.starts import ended_starts, newest
 from tests.values import deployment, fleet, instance, replica
 
 MODELS = {"m": deployment(start_timeout_s=30.0)}
@@ -186,3 +190,90 @@ def test_an_adoption_is_no_start() -> None:
 )
 def test_the_phase_that_users_see(known: Fleet, phase: Phase) -> None:
     assert step.phase_of(known, MODELS["m"], 10.0) is phase
+
+
+# --- sleep ---
+
+
+def sleeper(**more: Any) -> Replica:
+    return replica(Phase.SLEEPING, ready_at=1.0, idle_at=1.0, **more)
+
+
+def waking(known: Fleet) -> Fleet:
+    return step.woken(known, "m-b-0", 10.0)
+
+
+def test_a_wake_is_recorded_as_one_and_no_cold_start() -> None:
+    asleep = track(fleet(sleeper()), 5.0)
+    assert asleep.tracks["m"].phase is Phase.SLEEPING and asleep.tracks["m"].wake
+    loading = track(waking(asleep), 10.0)
+    assert loading.tracks["m"].phase is Phase.LOADING and loading.tracks["m"].wake
+    ready = track(after(loading, 12.0, healthy={"m-b-0": True}), 12.0)
+    [record] = ended_starts(loading, ready, MODELS, 1000.0, 12.0)
+    assert record.wake and record.outcome == "ready" and record.seconds == {Phase.LOADING: 2.0}
+    gone = track(fleet(tracks=ready.tracks), 20.0)
+    assert not gone.tracks["m"].wake
+
+
+def test_a_wake_that_fails_is_recorded_and_made_good_at_once() -> None:
+    loading = track(waking(fleet(sleeper())), 10.0)
+    failed = track(step.broken(loading, "m-b-0", "it did not wake", 13.0), 13.0)
+    assert failed.backoff["m"].retry_at == 13.0
+    assert not ended_starts(loading, loading, MODELS, 1000.0, 13.0)
+    anew = track(fleet(backoff=failed.backoff, tracks=loading.tracks, demand=Demand(held=1)), 13.0)
+    assert anew.tracks["m"].phase is Phase.QUEUED and anew.tracks["m"].start_at == 13.0
+    [record] = ended_starts(loading, anew, MODELS, 1000.0, 13.0)
+    assert record.wake and record.outcome == "failed" and record.error == "it did not wake"
+    assert record.seconds == {Phase.LOADING: 3.0}
+
+
+def test_a_wake_that_was_stopped_by_hand_has_not_failed() -> None:
+    loading = track(waking(fleet(sleeper())), 10.0)
+    leaving = track(step.drained(loading, "m-b-0", "stopped by hand", 11.0), 11.0)
+    assert not ended_starts(loading, leaving, MODELS, 1000.0, 11.0)
+
+
+def test_what_its_log_said_of_its_start_is_not_told_of_its_wake() -> None:
+    known = waking(fleet(sleeper()))
+    seen = after(known, 11.0, progress={"m-b-0": Progress(phase=Phase.LOADING, fraction=1.0, note="starting")})
+    assert one(seen).progress.note == "waking up"
+    assert one(after(known, 11.0, asleep={"m-b-0": True})).phase is Phase.LOADING
+    late = after(known, 40.0)
+    assert one(late).error == "the engine did not wake within 30 s"
+
+
+def test_one_that_was_woken_is_seen_to_sleep_again() -> None:
+    ready = after(waking(fleet(sleeper())), 11.0, healthy={"m-b-0": True}, asleep={"m-b-0": False})
+    assert one(ready).phase is Phase.READY
+    again = after(ready, 20.0, healthy={"m-b-0": False}, asleep={"m-b-0": True}, traffic={"m-b-0": Traffic()})
+    assert one(again).phase is Phase.SLEEPING
+    assert not wanted(MODELS["m"], again, 20.0)
+    hangs = after(ready, 20.0, asleep={"m-b-0": True}, traffic={"m-b-0": Traffic(in_flight=1)})
+    assert wanted(MODELS["m"], hangs, 20.0)
+    told = {"m": Demand(stop_at=19.0)}
+    assert not wanted(MODELS["m"], after(hangs, 20.0, demand=told, traffic={"m-b-0": Traffic(in_flight=1)}), 20.0)
+
+
+def test_one_that_is_ended_while_it_falls_asleep_does_not_count_as_asleep() -> None:
+    drains = step.drained(fleet(replica(Phase.READY)), "m-b-0", "idle", 5.0, then=IdleAction.SLEEP)
+    assert one(step.slept(drains, "m-b-0", 6.0)).phase is Phase.SLEEPING
+    ended = step.drained(drains, "m-b-0", "stopped by hand", 5.5)
+    assert one(step.slept(ended, "m-b-0", 6.0)).phase is Phase.DRAINING
+
+
+def test_one_about_to_sleep_is_stopped_when_there_is_a_reason_to() -> None:
+    drains = step.drained(fleet(replica(Phase.READY)), "m-b-0", "idle", 5.0, then=IdleAction.SLEEP)
+    assert [type(action) for action in decide(MODELS, drains, 6.0)] == [Sleep]
+    by_hand = replace(drains, demand={"m": Demand(stop_at=5.5)})
+    assert [type(action) for action in decide(MODELS, by_hand, 6.0)] == [Stop]
+    assert [type(action) for action in decide({}, drains, 6.0)] == [Stop]
+    changed = {"m": replace(MODELS["m"], args=("-x",))}
+    assert [type(action) for action in decide(changed, drains, 6.0)] == [Stop]
+
+
+def test_wakes_which_are_many_displace_no_cold_start() -> None:
+    start = StartRecord(
+        model="m", replica="r", spec="s", engine="vllm", started_at_unix=0.0, seconds={}, outcome="ready"
+    )
+    wake = replace(start, wake=True)
+    assert newest((wake, wake, wake, start, start), 2) == (wake, wake, start, start)

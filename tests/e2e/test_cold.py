@@ -266,3 +266,22 @@ def test_models_are_reloaded_while_running(tmp_path: Path) -> None:
         config.write_text("[models.")
         until(lambda: client.get("/health").json()["status"] == "degraded")
         assert client.post(CHAT, json=ask("acme/other"), headers={"prefer": f"wait={WAIT_S:.0f}"}).status_code == 200
+
+
+def test_who_is_held_while_a_start_is_stopped_by_hand_is_told_so(tmp_path: Path) -> None:
+    with service(tmp_path, model_table(MODEL, "--start-s", "600")) as running, running.client() as client:
+        answers: list[httpx.Response] = []
+
+        def held() -> None:
+            answers.append(
+                httpx.post(running.url + CHAT, json=ask(MODEL), headers={"prefer": "wait=20"}, timeout=WAIT_S)
+            )
+
+        thread = threading.Thread(target=held)
+        thread.start()
+        until(lambda: running.model(MODEL)["held"] == 1 and running.phase(MODEL) == "starting")
+        client.post(f"/api/models/{MODEL}/stop")
+        thread.join(WAIT_S)
+        assert answers[0].status_code == 503
+        assert answers[0].json()["error"]["message"] == f"{MODEL} was stopped by hand; the next request starts it again"
+        until(lambda: running.phase(MODEL) == "cold" and not running.engines())

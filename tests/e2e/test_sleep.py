@@ -152,7 +152,11 @@ def test_one_that_fails_to_sleep_is_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "cause"),
-    [("500", "it did not wake: /wake_up answered 500"), ("hang", "the engine did not wake within 4 s")],
+    [
+        ("partial", "it did not wake: /wake_up was answered, but it sleeps on"),
+        ("500", "it did not wake: /wake_up answered 500"),
+        ("hang", "the engine did not wake within 4 s"),
+    ],
 )
 def test_one_that_fails_to_wake_is_stopped_and_another_answers(tmp_path: Path, fault: str, cause: str) -> None:
     with sleepy(tmp_path, table(tmp_path, "--wake-fault", fault, start_timeout_s=4)) as running:

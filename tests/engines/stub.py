@@ -124,6 +124,8 @@ async def answer_sleeper(stub: Stub, path: str, writer: asyncio.StreamWriter) ->
     fault = {"/sleep": stub.options.sleep_fault, "/wake_up": stub.options.wake_fault}.get(name)
     if fault == "hang":
         await asyncio.sleep(3600)
+    elif fault == "partial":
+        stub.slept.discard("weights")
     elif fault:
         await send(writer, 500, {"error": {"message": f"{name} was told to fail", "code": 500}})
         return
@@ -132,7 +134,7 @@ async def answer_sleeper(stub: Stub, path: str, writer: asyncio.StreamWriter) ->
         stub.awake.clear()
         stub.slept = {"weights", "kv_cache"}
         await asyncio.sleep(stub.options.sleep_s)
-    elif name == "/wake_up":
+    elif name == "/wake_up" and not fault:
         await asyncio.sleep(stub.options.wake_s)
         stub.slept -= {query.removeprefix("tags=")} if query else {"weights", "kv_cache"}
         if not stub.slept:
@@ -321,7 +323,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--sleep-s", type=float, default=0.0)
     parser.add_argument("--wake-s", type=float, default=0.0)
     parser.add_argument("--sleep-fault", choices=("500", "hang"))
-    parser.add_argument("--wake-fault", choices=("500", "hang"))
+    parser.add_argument("--wake-fault", choices=("500", "hang", "partial"))
     parser.add_argument("--note", help="ignored; for looking at the command line")
     return parser.parse_args()
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def read(made: Catalog, **filters: Any) -> tuple[StartRecord, ...]:
 
 def query(made: Catalog, sql: str) -> Future[list[Any]]:
     return made.submit(lambda connection: list(connection.execute(sql).fetchall()))
+
+
+def test_wakes_are_told_from_cold_starts(tmp_path: Path) -> None:
+    with catalog(tmp_path / "catalog.duckdb") as made:
+        cold, wake = start(1), replace(start(2), wake=True)
+        DuckHistory(made).record(cold)
+        DuckHistory(made).record(wake)
+        assert read(made) == (wake, cold)
+        assert read(made, wake=False, model="acme/echo") == (cold,)
+        assert read(made, wake=True) == (wake,)
+        assert read(made, wake=True, model="other") == ()
 
 
 def test_newest_first_whole_and_across_a_restart(tmp_path: Path) -> None:
