@@ -37,6 +37,7 @@ _ECHO = re.compile(
     r"|WorkerProc initialization|(?:WorkerProc|EngineCore) failed to start|encountered a fatal error"
     r"|output_handler failed|^Traceback |^During handling|^The above exception|exiting due to"
 )
+_UP = re.compile(r"Application startup complete|The server is fired up and ready to roll")
 _PRIVATE_MODULE = re.compile(r"^(?:\w+\.)*_\w+\.")
 _PROGRAM = re.compile(r"^\S+\.py: (?=error: )")
 
@@ -53,10 +54,13 @@ def failure_sentence(log_tail: str, exit_code: int | None) -> str:
 
     1. The last raised exception that is not a mere echo of another process's end. 2. The last line logged as an
     error, or that speaks of one. 3. The signal that killed it. 4. The last line that is no warning. 5. The exit
-    code, which alone can't be trusted. What was killed outright could not say why, so there the signal comes first.
+    code, which alone can't be trusted. What was killed outright could not say why, so there the signal comes first, and
+    what was said before it was up is left out; so it is where nobody knows how it ended, as of one that was adopted.
     """
     lines = [line for raw in log_tail.splitlines() if (line := _read(raw)).text.strip()]
     lines = [line for line in lines if not _ECHO.search(line.text)]
+    if exit_code is None or exit_code in _KILLED:
+        lines = _since_up(lines)
     told = _complaint(lines)
     if exit_code is not None and (exit_code < 0 or exit_code in _KILLED):
         killed = _killed(exit_code)
@@ -66,8 +70,14 @@ def failure_sentence(log_tail: str, exit_code: int | None) -> str:
     if told:
         return told
     if spoken := [line.text for line in lines if not line.text[0].isspace() and not _WARNING.search(line.text)]:
-        return _short(spoken[-1])
+        return _short(spoken[-1] if exit_code is not None else f"the engine ended; the last it said: {spoken[-1]}")
     return "the engine ended" + ("" if exit_code is None else f" with exit code {exit_code}") + " and said nothing"
+
+
+def _since_up(lines: Sequence[_Line]) -> list[_Line]:
+    """Those after the last that says that it serves; all of them where none does."""
+    up = [i for i, line in enumerate(lines) if _UP.search(line.text)]
+    return list(lines[up[-1] + 1 :]) if up else list(lines)
 
 
 def _complaint(lines: Sequence[_Line]) -> str:

@@ -103,6 +103,17 @@ my.engine.StartError: no room
             -9,
             "the engine was killed by SIGKILL, as happens when memory runs out; before that it said: ValueError: x",
         ),
+        (
+            "ValueError: x\nINFO:     Application startup complete.\nINFO:     200 OK\n",
+            -9,
+            "the engine was killed by SIGKILL, as happens when memory runs out",
+        ),
+        (
+            "ValueError: x\nINFO:     Application startup complete.\nINFO:     200 OK\n",
+            None,
+            "the engine ended; the last it said: 200 OK",
+        ),
+        ("ValueError: x\nstopped\n", None, "ValueError: x"),
         ("ready\n", -11, "the engine was killed by SIGSEGV"),
         ("fatal: bad magic\n", -6, "fatal: bad magic"),
         ("ready\n", -99, "the engine was killed by signal 99"),
