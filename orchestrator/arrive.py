@@ -33,6 +33,9 @@ FINISH_S = 15.0
 """What the requests that are in flight take to end."""
 START_S = 30.0
 """What others need to become ready, where somebody waits for their turn to end."""
+SERVE_S_MIN = 2.0
+"""Whatever is configured, who has become ready stays for this long: or two models could start in turns for ever, each
+sent away before it has served anybody."""
 BLOCKED_S = 60.0
 """Where nothing tells when a GPU will be free."""
 LEAVING = frozenset({Phase.DRAINING, Phase.FAILED})
@@ -269,9 +272,8 @@ def _victim(
         starts_s = max(START_S - (now - (replica.woken_at or replica.created_at)), LEAVE_S)
         return Victim(replica=replica, wait_s=starts_s + owner.residency_min_s)
     stayed_s = 0.0 if replica.ready_at is None else now - replica.ready_at
-    return Victim(
-        replica=replica, wait_s=max(owner.residency_min_s - stayed_s, owner.turn_max_s - waited_s if busy else 0.0)
-    )
+    residency_s = max(owner.residency_min_s, SERVE_S_MIN)
+    return Victim(replica=replica, wait_s=max(residency_s - stayed_s, owner.turn_max_s - waited_s if busy else 0.0))
 
 
 def _evictions(chosen: Plan, asker: Deployment) -> Iterator[Drain | Stop]:

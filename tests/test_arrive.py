@@ -210,6 +210,12 @@ def test_priorities(replicas: list[Replica], expected: list[str]) -> None:
     assert happens(known(gpus, *replicas, waiting={"a": 1}, models=models), **models) == expected
 
 
+def test_nobody_is_sent_away_before_it_could_serve_whatever_is_configured() -> None:
+    hasty = model("x", residency_min_s=0.0, turn_max_s=0.0)
+    assert happens(known(ONE, on("x", 0, ready_s=1, idle_s=None), waiting={"a": 900}), x=hasty) == []
+    assert happens(known(ONE, on("x", 0, ready_s=2, idle_s=None), waiting={"a": 900}), x=hasty) == ["x leaves"]
+
+
 def test_held_requests_make_a_model_busy() -> None:
     fleet = known(TWO, on("x", 0, idle_s=200), on("y", 1, idle_s=100), waiting={"a": 1})
     held = {**fleet.demand, "x": Demand(held=1)}
