@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ class DockerService(Service):
 
     def __init__(self, folder: Path, config: str, daemon: Daemon, **environ: str) -> None:
         self.daemon = daemon
-        super().__init__(folder, config, DOCKER_HOST=daemon.url, **environ)
+        super().__init__(folder, config, **{"DOCKER_HOST": daemon.url, **environ})
 
     @property
     def instance(self) -> str:
@@ -51,6 +53,18 @@ class DockerService(Service):
         with contextlib.closing(self.daemon.client()) as client:
             seen: dict[str, Any] = client.api.inspect_container(found)
         return seen
+
+    def alive_at_once(self, since_unix: int) -> int:
+        """The most of its containers that have lived at the same time, as the daemon's events tell."""
+        filters = {
+            "type": ["container"],
+            "event": ["start", "die"],
+            "label": [f"orchestrator.instance={self.instance}"],
+        }
+        with contextlib.closing(self.daemon.client()) as client:
+            events = client.api.events(since=since_unix, until=int(time.time()) + 1, filters=filters, decode=True)
+            changes = [1 if event["Action"] == "start" else -1 for event in events]
+        return max(accumulate(changes))
 
     def close(self) -> None:
         super().close()
