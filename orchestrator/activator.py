@@ -51,6 +51,8 @@ class Route:
     """Its place in the line for GPUs."""
     unfit: str = ""
     """Why it can never run on these GPUs."""
+    silent: bool = False
+    """The runtime does not answer: nothing is started."""
 
     def given_up(self, now: float) -> bool:
         """Whether it is of no use to wait: the last attempt failed and the next is not due, or it can never fit."""

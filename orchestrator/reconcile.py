@@ -73,6 +73,7 @@ class Reconciler:
         self._wakeup = wakeup
         self._publish = publish
         self._orphan_grace_s = orphan_grace_s
+        self._silent = False
         self._fleet = Fleet(boot=boot)
         self.passed_at = clock.monotonic()
         self._pass_end = asyncio.Event()
@@ -142,9 +143,13 @@ class Reconciler:
         self._expected = {}
 
     async def stop_all(self, *, grace_s: float) -> None:
-        """End every engine of ours; for a shutdown that leaves nothing behind. Blocks until they are gone."""
-        instances = await self._runtime.list()
-        await asyncio.gather(*(self._runtime.stop(instance.id, grace_s=grace_s) for instance in instances))
+        """End every engine of ours; for a shutdown that leaves nothing behind. Blocks until they are gone. What can't
+        be stopped, since the runtime is silent, is left for the next start to find."""
+        instances = await self._list() or ()
+        stops = (self._runtime.stop(instance.id, grace_s=grace_s) for instance in instances)
+        for outcome in await asyncio.gather(*stops, return_exceptions=True):
+            if outcome is not None:
+                log.error("not_stopped", error=str(outcome))
 
     async def _next_turn(self) -> None:
         """Wait to be woken; while an engine starts, no longer than until its next probe."""
@@ -201,10 +206,14 @@ class Reconciler:
         """What runs, or None: unknown."""
         try:
             async with asyncio.timeout(LIST_TIMEOUT_S):
-                return await self._runtime.list()
+                found = await self._runtime.list()
         except (RuntimeUnavailable, TimeoutError) as error:
-            log.warning("runtime_unknown", error=str(error))
+            if not self._silent:  # a busy service passes often
+                log.warning("runtime_unknown", error=str(error))
+            self._silent = True
             return None
+        self._silent = False
+        return found
 
     def _act(self, action: Action, now: float) -> None:
         """Begin an action's effect, unless the same one is under way."""
@@ -281,4 +290,5 @@ class Reconciler:
             last_replica=self._last_replica.get(name),
             wait=self._fleet.waits.get(name),
             unfit=self._fleet.unfit.get(name, ""),
+            silent=not self._fleet.known,
         )

@@ -48,6 +48,8 @@ def refusal(
 def describe(route: Route) -> str:
     """What the model is doing, in a few words: ``starting: pulling weights, 43 %``."""
     phase, done = route.track.phase, progress(route)
+    if route.silent and not route.lanes:
+        return "cold, and can't be started now: the runtime that engines run on does not answer"
     percent = "" if done is None else f", {round(done * 100)} %"
     if phase is Phase.PULLING:
         return f"starting: pulling {route.weights.what if route.weights else 'weights'}{percent}"

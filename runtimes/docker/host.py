@@ -117,7 +117,9 @@ class DockerHost:
         while an earlier call still hangs."""
         if self._listing is None or self._listing.done():  # what came too late is too old to be used
             self._listing = self._threads.submit(self._call, self.containers)
-            await asyncio.wait((asyncio.wrap_future(self._listing),), timeout=LIST_WAIT_S)
+            waiter = asyncio.wrap_future(self._listing)
+            waiter.add_done_callback(_heard)
+            await asyncio.wait((waiter,), timeout=LIST_WAIT_S)
         if not self._listing.done():
             self.fault = self.fault or f"Docker{self._where} does not answer"
             return False
@@ -170,3 +172,9 @@ def connect(address: Address, timeout_s: int | None = CALL_TIMEOUT_S) -> docker.
 
 def _short(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _heard(waiter: asyncio.Future[Any]) -> None:
+    """Its failure is read from the call itself, perhaps much later: asyncio need not complain."""
+    if not waiter.cancelled():
+        waiter.exception()
