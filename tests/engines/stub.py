@@ -96,8 +96,9 @@ async def serve_request(
         stub.record(**facts, outcome="left", began=began, ended=time.time(), peak=stub.peak)
         return None
     stub.record(**facts, outcome="done", began=began, ended=time.time(), peak=stub.peak)
-    ahead = gone.result() if gone.done() else b""
     gone.cancel()
+    await asyncio.wait((gone,))  # else the next reader would find this one still waiting
+    ahead = b"" if gone.cancelled() else gone.result()
     return ahead if work.result() else None
 
 
