@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import PreflightFailed
 from orchestrator.gpu import Grant
-from orchestrator.model import Deployment, EngineKind, Phase, Progress
+from orchestrator.model import Deployment, EngineKind, IdleAction, Phase, Progress
 from runtimes.engines.reading import SENTENCE_CHARS_MAX
 from runtimes.engines.vllm import READY_FILE, Vllm, VllmEngine, find_vllm
 from tests.tiny_model import CONTEXT_TOKENS, write_tiny_model
@@ -410,3 +410,37 @@ def test_an_installed_vllm_comes_first(
     (tmp_path / "vllm" / "__init__.py").touch()
     (tmp_path / dist_info).mkdir()
     assert find_vllm(tmp_path) == Vllm(python=sys.executable, cpu=cpu)
+
+
+USAGE = (
+    "(Worker_TP{rank} pid=7) INFO 11-21 04:50:01 [gpu_worker.py:1033] Free memory on device (78.3/79.2 GiB) on startup."
+    " Desired GPU memory utilization is (0.9, 71.26 GiB). Actual usage is {weights} GiB for consumed memory (weights +"
+    " non-torch), 1.25 GiB for peak activation, and 0.5 GiB for CUDAGraph memory. Replace gpu_memory_utilization config"
+    " with `--kv-cache-memory=1` (1.0 GiB) to fit into requested memory, or `--kv-cache-memory=2` (2.0 GiB) to fully"
+    " utilize gpu memory. Current kv cache memory in use is 54.1 GiB.\n"
+)
+OLDER = (
+    "INFO 01-01 [gpu_worker.py:298] Free memory on device. Actual usage is 14.0 GiB for weight, 1.5 GiB for peak"
+    " activation, 0.25 GiB for non-torch memory, and 0.25 GiB for CUDAGraph memory. Replace gpu_memory_utilization …\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "gib"),
+    [
+        (USAGE.format(rank=0, weights="15.25"), 17.0),
+        (USAGE.format(rank=0, weights="15.25") + USAGE.format(rank=1, weights="15.75"), 17.5),
+        (OLDER, 16.0),
+        ("INFO nothing of the kind", None),
+    ],
+)
+def test_what_a_start_took_is_read_from_its_log(log: str, gib: float | None) -> None:
+    assert GPU.fixed_bytes(log) == (None if gib is None else int(gib * 2**30))
+
+
+def test_sleep_and_fast_loading_become_arguments_on_a_gpu() -> None:
+    asked = deployment(idle_action=IdleAction.SLEEP, load_format="fastsafetensors")
+    assert GPU.argv(asked, "/models/small", Grant())[-3:] == ("--load-format", "fastsafetensors", "--enable-sleep-mode")
+    assert GPU.env(asked)["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in GPU.env(deployment())
+    assert "--enable-sleep-mode" not in CPU.argv(asked, "/models/small", Grant())
