@@ -6,6 +6,7 @@ room there is. A sleeper's lease shrinks to `ASLEEP_BYTES`. What other programs 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,13 +191,10 @@ def plan(
     `victims` in the order in which they should go. They are taken one by one until the model fits, then those that
     turn out not to be in the way are spared, the last first. Those that can sleep do, where that is enough.
     """
-    taken: list[Replica] = []
-    for victim in (None, *victims):
-        taken += [victim] if victim else []
-        if _place_without(need, all_rooms, taken, ()) is not None:
-            break
-    else:
+    enough = bisect_left(range(len(victims) + 1), True, key=lambda count: would_fit(need, all_rooms, victims[:count]))
+    if enough > len(victims):
         return None
+    taken = list(victims[:enough])
     for spared in reversed(list(taken)):
         fewer = [victim for victim in taken if victim is not spared]
         if _place_without(need, all_rooms, fewer, ()) is not None:
@@ -220,7 +218,14 @@ def _place_without(
     need: Need, all_rooms: Sequence[Room], gone: Iterable[Replica], asleep: Iterable[Replica]
 ) -> Place | None:
     ids, sleepers = [replica.id for replica in gone], [replica.id for replica in asleep]
-    return place(need, [room.without(ids, sleepers) for room in all_rooms])
+    going = {*ids, *sleepers}
+    return place(
+        need,
+        [
+            room.without(ids, sleepers) if any(holder.id in going for holder in room.holders) else room
+            for room in all_rooms
+        ],
+    )
 
 
 def _parts(count: int, whole: int) -> int:
