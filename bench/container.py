@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import docker
 import httpx
+from docker.errors import NotFound
 
 MODEL = "bench/model"
 WAIT_S = 30.0
@@ -87,7 +88,10 @@ def _ours(client: docker.APIClient) -> list[str]:
 
 def _started_at(client: docker.APIClient) -> float:
     for found in _ours(client):
-        state = client.inspect_container(found)["State"]
+        try:
+            state = client.inspect_container(found)["State"]
+        except NotFound:
+            continue
         if state["Running"]:
             return datetime.fromisoformat(state["StartedAt"][:26].rstrip("Z") + "+00:00").timestamp()
     return 0.0

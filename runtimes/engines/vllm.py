@@ -66,6 +66,7 @@ class VllmEngine:
             *("--model", weights_path or deployment.source),
             *("--served-model-name", deployment.name),
             *("--host", "{host}", "--port", "{port}"),
+            *_quiet(deployment.args),
             *(_cpu_args(deployment.args) if self._vllm.cpu else _gpu_args(deployment, grant)),
             *deployment.args,
         )
@@ -175,6 +176,12 @@ def _cpu_args(given: tuple[str, ...]) -> tuple[str, ...]:
     defaults = (("--dtype", "float32"), ("--enforce-eager",), ("--max-num-seqs", "8"))
     named = flags.names(given)
     return tuple(part for default in defaults if default[0] not in named for part in default)
+
+
+def _quiet(given: tuple[str, ...]) -> tuple[str, ...]:
+    """No line for each request: whoever keeps the log may stop reading it for a while (a Docker daemon that is
+    restarted), and an engine whose output is full stands still."""
+    return () if "--disable-uvicorn-access-log" in flags.names(given) else ("--disable-uvicorn-access-log",)
 
 
 def _gpu_args(deployment: Deployment, grant: Grant) -> tuple[str, ...]:
