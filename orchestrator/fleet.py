@@ -246,7 +246,7 @@ def _next(
 ) -> Replica | None:
     """The replica after this sighting, or None when it is gone and that is all right."""
     if instance is None:
-        if not old.seen:
+        if not old.seen or old.landed_at is None:  # a launch under way tells itself what became of it
             return old
         return None if old.phase in LEAVES else _fail(old, "the engine vanished", now)
     if instance.state is InstanceState.UNKNOWN:

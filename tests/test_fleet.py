@@ -55,6 +55,16 @@ def test_a_launch_that_never_shows_is_forgotten_in_the_end() -> None:
     assert not after(known, step.LAUNCH_GRACE_S, instances=()).replicas
 
 
+def test_one_that_is_gone_before_its_launch_returned_fails_once_and_for_the_launchs_own_reason() -> None:
+    launch = Launch(model="m", replica="m-b-0")
+    known = after(step.launched(fleet(), launch, MODELS["m"], 0.0))
+    assert one(known).seen
+    known = after(known, instances=())
+    assert (one(known).phase, known.backoff) == (Phase.STARTING, {})
+    known = after(step.launch_failed(known, launch, "no such device", 10.0, sure=True), instances=())
+    assert (known.replicas, known.backoff["m"].failures, known.backoff["m"].error) == ({}, 1, "no such device")
+
+
 @pytest.mark.parametrize(("phase", "failures"), [(Phase.READY, 1), (Phase.LOADING, 1), (Phase.DRAINING, 0)])
 def test_gone_is_a_failure_unless_it_was_leaving(phase: Phase, failures: int) -> None:
     known = after(fleet(replica(phase)), instances=())

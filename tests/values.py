@@ -27,6 +27,8 @@ def deployment(name: str = "m", **more: Any) -> Deployment:
 def replica(phase: Phase, id: str = "m-b-0", of: Deployment | None = None, **more: Any) -> Replica:
     model = of or deployment()
     base = {"model": model.name, "spec": model.spec, "created_at": 0.0, "phase_at": 0.0, "seen": True}
+    if more.get("seen", True):
+        base["landed_at"] = 0.0
     if phase in (Phase.READY, Phase.DRAINING):
         base |= {"ready_at": 0.0, "idle_at": 0.0}
     return Replica(id=id, phase=phase, **{**base, **more})

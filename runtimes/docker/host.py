@@ -167,7 +167,17 @@ def connect(address: Address, timeout_s: int | None = CALL_TIMEOUT_S) -> docker.
             ca_cert=address.tls_ca, client_cert=(address.tls_cert, address.tls_key), verify=True
         )
     ssh = (settings.get("base_url") or "").startswith("ssh://")
-    return docker.APIClient(version="auto", timeout=timeout_s, use_ssh_client=ssh, **settings)  # type: ignore[arg-type]
+    return _Client(version="auto", timeout=timeout_s, use_ssh_client=ssh, **settings)  # type: ignore[arg-type]
+
+
+class _Client(docker.APIClient):
+    """One that trusts the authority it was given: requests has ``REQUESTS_CA_BUNDLE`` win over a session's own
+    (https://github.com/psf/requests/issues/3829), so that a host's certificate would be refused, or another's taken."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        """See requests."""
+        verify = self.verify if verify is None else verify
+        return super().merge_environment_settings(url, proxies, stream, verify, cert)
 
 
 def _short(error: Exception) -> str:

@@ -94,13 +94,16 @@ class DockerRuntime:
         one has not answered yet."""
         heard = dict(zip(self.hosts, await asyncio.gather(*(h.look() for h in self.hosts.values())), strict=True))
         silent = [host for name, host in self.hosts.items() if not heard[name]]
-        fresh = self._monotonic() - self._began_at < UNSEEN_S_MAX
-        if len(silent) == len(self.hosts) or (fresh and any(host.answered_at is None for host in silent)):
+        if len(silent) == len(self.hosts) or (self._fresh and any(host.answered_at is None for host in silent)):
             raise RuntimeUnavailable("; ".join(host.fault for host in silent))
         found = [self._instance(each, host) for host in self.hosts.values() for each in host.listed]
         seen = [replace(i, state=InstanceState.UNKNOWN) if not heard[i.host] else i for i in found]
         await self._learn_ends(seen)
         return tuple(self._explained(instance) for instance in seen)
+
+    @property
+    def _fresh(self) -> bool:
+        return self._monotonic() - self._began_at < UNSEEN_S_MAX
 
     async def stop(self, replica: str, *, grace_s: float) -> None:
         """See `ports.Runtime.stop`. The end of its log is kept. Looks on every host that answers."""
@@ -142,7 +145,8 @@ class DockerRuntime:
     async def gpus(self) -> tuple[Gpu, ...] | None:
         """See `ports.Runtime.gpus`. Those of a silent host are not fit to be leased."""
         found = await asyncio.gather(*(source.gpus() for source in self._gpus.values()))
-        if not all(source.ready or self.hosts[name].fault for name, source in self._gpus.items()):
+        unknown = [name for name, source in self._gpus.items() if not source.ready]
+        if (self._fresh and unknown) or not all(self.hosts[name].fault for name in unknown):
             return None
         return tuple(
             replace(gpu, host=name, healthy=gpu.healthy and not host.fault, fault=gpu.fault or host.fault)

@@ -88,13 +88,15 @@ class Daemon:
         with (self.folder / "dockerd.log").open("ab") as log:
             process = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
         until(lambda: self._answers() or process.poll() is not None, START_S)
+        if process.poll() is not None:
+            _run("ip", "link", "del", self._bridge)
         assert process.poll() is None, (self.folder / "dockerd.log").read_text()[-2000:]
         return process
 
     def _tls_options(self) -> tuple[str, ...]:
         if self._tls is None:
             return ("--tls=false",)
-        files = (("ca", "ca"), ("cert", "server-cert"), ("key", "server-key"))
+        files = (("cacert", "ca"), ("cert", "server-cert"), ("key", "server-key"))
         return ("--tlsverify", *(part for key, name in files for part in (f"--tls{key}", f"{self._tls}/{name}.pem")))
 
     def _answers(self) -> bool:

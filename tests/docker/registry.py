@@ -18,7 +18,7 @@ from tests.docker.daemon import engine_tar
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 PIECE = 64 * 2**10
-TRICKLE_S = 0.005
+TRICKLE_S = 0.01
 """Between two pieces."""
 
 

@@ -59,7 +59,7 @@ def test_a_pull_is_a_phase_with_progress(tmp_path: Path, daemon: Daemon, registr
         seen = [0.0]
         while seen[-1] <= 0.3:
             seen.append(until(lambda: (now := running.model(MODEL)["progress"] or 0.0) > seen[-1] and now))
-        assert len(seen) > 3
+        assert len(seen) > 2
         view = running.model(MODEL)
         assert (view["phase"], view["weights"]["state"]) == ("pulling", "pulling")
         assert view["weights"]["total_bytes"] > 10_000_000
