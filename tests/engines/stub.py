@@ -321,6 +321,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--eat-bytes", type=int, default=0, help="memory to fill before anything else")
     parser.add_argument("--lines", type=int, default=0)
     parser.add_argument("--enable-sleep-mode", action="store_true")
+    parser.add_argument("--disable-uvicorn-access-log", action="store_true")
     parser.add_argument("--sleep-s", type=float, default=0.0)
     parser.add_argument("--wake-s", type=float, default=0.0)
     parser.add_argument("--sleep-fault", choices=("500", "hang"))
