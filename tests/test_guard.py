@@ -37,6 +37,7 @@ def test_an_early_answer_is_the_only_one_when_the_body_is_bad(shared: Edge) -> N
     assert (told.data, told.ended) == (b"", True)
 
 
+@pytest.mark.slow
 def test_the_app_of_a_pipeline_writes_to_nobody_once_the_client_left() -> None:
     """It writes on for 3 s, as it does not listen; none of that is an error."""
     with edge(drain_timeout_s=10) as running:
@@ -240,6 +241,7 @@ def test_a_trickle_does_not_push_the_deadline(shared: Edge) -> None:
         assert told.seconds < CUT_WITHIN_S + 1
 
 
+@pytest.mark.slow
 def test_a_long_upload_at_a_good_rate_passes(shared: Edge) -> None:
     """Three times as long as the deadline, twice as fast as the least rate."""
     connection = shared.connect()
@@ -266,6 +268,7 @@ def test_idle_connections_are_closed(shared: Edge, path: bytes) -> None:
     assert told.statuses in ([200], [])
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_its_answer_is_cut(shared: Edge) -> None:
     """The answer is whole, so no engine is kept; its memory must not be either."""
     for fields in ((), (LAST,)):
@@ -289,6 +292,7 @@ def test_a_client_that_reads_its_answer_slowly_is_not_cut(shared: Edge) -> None:
     assert got > 20_000_000
 
 
+@pytest.mark.slow
 def test_time_in_which_we_do_not_read_is_not_the_client_s() -> None:
     with edge() as running:
         connection = running.connect(post(b"/held") + begun(b"/echo", b"content-length: 5000", LAST) + b"x" * 100)
@@ -299,6 +303,7 @@ def test_time_in_which_we_do_not_read_is_not_the_client_s() -> None:
         assert reply(connection).statuses == [200, 200]
 
 
+@pytest.mark.slow
 def test_half_a_head_behind_a_long_answer_has_its_own_time(shared: Edge) -> None:
     connection = shared.connect(post(b"/stream") + b"POST /echo HTTP/1.1\r\n")
     told = reply(connection)

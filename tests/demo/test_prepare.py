@@ -95,6 +95,7 @@ def test_an_engine_that_was_killed_half_way_is_finished(tmp_path: Path, index: P
     assert [step.title for step in seen] == ["vLLM is here"], "a prepared one is taken as it is"
 
 
+@pytest.mark.slow
 def test_an_engine_that_can_not_be_had_says_why(tmp_path: Path, index: Path) -> None:
     with pytest.raises(StepFailed) as caught:
         prepare_engine(tmp_path / "cache", silent, torch_index=NOWHERE)

@@ -94,6 +94,7 @@ def test_a_thousand_requests_start_one_engine(tmp_path: Path) -> None:
         assert len(starts) == 1
 
 
+@pytest.mark.slow
 def test_held_requests_are_bounded_and_paced(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
     table = model_table(MODEL, "--start-s", "1.5", "--token-delay-s", "0.2", "--record", str(record))
@@ -155,6 +156,7 @@ def test_failed_start_ends_a_progress_stream_with_an_error_event(tmp_path: Path)
         assert "[DONE]" not in text
 
 
+@pytest.mark.slow
 def test_crash_loop_backs_off_and_says_why(tmp_path: Path) -> None:
     """R9."""
     table = model_table(MODEL, "--fail-after-s", "0", "--fail-line", "torch.OutOfMemoryError: tried to allocate 9 GiB")
@@ -236,6 +238,7 @@ def test_engine_that_dies_is_replaced_on_demand(tmp_path: Path) -> None:
         assert (cold.status_code, cold.json()["error"]["code"]) in ((503, "model_cold"), (503, "model_failed"))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_removed_finishes_what_it_has(tmp_path: Path) -> None:
     with service(tmp_path, model_table(MODEL)) as running, running.client() as client:
         client.post(CHAT, json=ask(MODEL), headers={"prefer": "wait=20"})

@@ -82,6 +82,7 @@ def test_tokens_are_counted(tmp_path: Path) -> None:
     assert f'orchestrator_model_phase{{model="{MODEL}",phase="ready"}} 1.0' in page
 
 
+@pytest.mark.slow
 def test_sick_engine_is_taken_out(tmp_path: Path) -> None:
     sick = tmp_path / "sick"
     with service(tmp_path, model_table(MODEL, "--sick-file", str(sick))) as running, running.client() as client:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from tests.nvml.library import H100, MIB, StubNvml, gpu, mig, slice_uuid, uuid
 from tests.stub import WAIT_S, Service, ask, model_table, service, until
@@ -100,6 +101,7 @@ def test_gpus_are_shown_with_their_holders(tmp_path: Path) -> None:
         assert sick["fault"]
 
 
+@pytest.mark.slow
 def test_ps_tells_the_gpus(tmp_path: Path) -> None:
     with on_two(tmp_path, one_gpu("a")) as running:
         serve(running, "a")
@@ -109,6 +111,7 @@ def test_ps_tells_the_gpus(tmp_path: Path) -> None:
         assert row[heading.index("GPUS")] == "0"
 
 
+@pytest.mark.slow
 def test_the_third_waits_in_line_and_then_takes_the_place_of_the_least_recently_used(tmp_path: Path) -> None:
     patient = TURNS.replace("residency_min_s = 0.5", "residency_min_s = 4")
     with on_two(tmp_path, one_gpu("a"), one_gpu("b"), one_gpu("c"), head=patient) as running:
@@ -136,6 +139,7 @@ def test_a_higher_priority_does_not_wait(tmp_path: Path) -> None:
         until(lambda: queued(running, "a"))
 
 
+@pytest.mark.slow
 def test_requests_in_flight_are_finished_before_an_engine_makes_room(tmp_path: Path) -> None:
     """Even for a higher priority, and beyond the drain limit."""
     tables = (one_gpu("a", "--tokens", "8", drain_timeout_s=0.2), one_gpu("b", priority=1))
@@ -157,6 +161,7 @@ def test_requests_in_flight_are_finished_before_an_engine_makes_room(tmp_path: P
         assert holders(running) == {"b": uuid(0)}
 
 
+@pytest.mark.slow
 def test_a_busy_model_is_not_sent_away_by_its_equal(tmp_path: Path) -> None:
     with on_gpus(tmp_path, (gpu(0),), one_gpu("a"), one_gpu("b")) as (running, _):
         serve(running, "a")
@@ -191,6 +196,7 @@ def test_mig_slices_are_leased_by_their_uuid(tmp_path: Path) -> None:
         assert "MIG" in refused(running, "two").json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_memory_that_others_use_is_not_leased_while_they_do(tmp_path: Path) -> None:
     with on_gpus(tmp_path, (gpu(0, used_mib=60_000), gpu(1)), one_gpu("a"), one_gpu("b")) as (running, nvml):
         serve(running, "a")
@@ -202,6 +208,7 @@ def test_memory_that_others_use_is_not_leased_while_they_do(tmp_path: Path) -> N
         assert holders(running) == {"a": uuid(1), "b": uuid(0)}
 
 
+@pytest.mark.slow
 def test_memory_that_is_given_back_late_is_not_taken_for_anothers(tmp_path: Path) -> None:
     """The third model keeps its place though the GPU that the first has left still looks full."""
     with on_gpus(tmp_path, (gpu(0), gpu(1)), one_gpu("a"), one_gpu("b"), one_gpu("c")) as (running, nvml):
@@ -213,6 +220,7 @@ def test_memory_that_is_given_back_late_is_not_taken_for_anothers(tmp_path: Path
         assert holders(running) == {"b": uuid(1), "c": uuid(0)}
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_lost(tmp_path: Path) -> None:
     """An engine on it serves while it can; its next start, and everybody else's, is on another."""
     with on_gpus(tmp_path, (gpu(0), gpu(1)), one_gpu("a")) as (running, nvml):
@@ -229,6 +237,7 @@ def test_a_gpu_that_is_lost(tmp_path: Path) -> None:
         assert holders(running) == {"a": uuid(1)}
 
 
+@pytest.mark.slow
 def test_leases_outlive_a_kill(tmp_path: Path) -> None:
     with on_two(tmp_path, one_gpu("a"), one_gpu("b"), one_gpu("c")) as running:
         serve(running, "a")

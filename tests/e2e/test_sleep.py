@@ -76,6 +76,7 @@ def lines(record: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in record.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_sleeps_says_so_and_wakes_on_demand(tmp_path: Path) -> None:
     """Waits are learnt from wakes, and wakes teach nothing of cold starts."""
     with sleepy(tmp_path, table(tmp_path, "--wake-s", "2.2", sleep_timeout_s=100)) as running:
@@ -107,8 +108,9 @@ def test_it_sleeps_says_so_and_wakes_on_demand(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("rounds_each", [8, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds_each", [40])
 def test_no_request_hangs_and_none_is_slept_on(tmp_path: Path, rounds_each: int) -> None:
     """Requests that come at the moment of sleep, or in it: all answered, and nothing in flight when `/sleep` comes."""
     names = [f"{MODEL}-{number}" for number in range(MODELS)]
@@ -142,6 +144,7 @@ def one_round(running: Service, name: str, dice: random.Random) -> float:
     return heard(running, name)
 
 
+@pytest.mark.slow
 def test_one_that_fails_to_sleep_is_stopped(tmp_path: Path) -> None:
     with sleepy(tmp_path, table(tmp_path, "--sleep-fault", "500")) as running:
         heard(running)
@@ -150,6 +153,7 @@ def test_one_that_fails_to_sleep_is_stopped(tmp_path: Path) -> None:
         heard(running)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
@@ -174,6 +178,7 @@ def test_one_that_fails_to_wake_is_stopped_and_another_answers(tmp_path: Path, f
         assert cause in failed["error"]
 
 
+@pytest.mark.slow
 def test_what_somebody_else_puts_to_sleep_is_noticed_and_woken(tmp_path: Path) -> None:
     """More than once. What it has in hand it aborts, whole; what comes next hangs until the next probe."""
     with sleepy(tmp_path, table(tmp_path, idle_timeout_s=600)) as running:
@@ -198,6 +203,7 @@ def test_what_somebody_else_puts_to_sleep_is_noticed_and_woken(tmp_path: Path) -
         assert running.log().count('"launched"') == 1
 
 
+@pytest.mark.slow
 def test_level_2_drops_its_weights_and_loads_them_anew(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
     with sleepy(tmp_path, table(tmp_path, "--record", str(record), sleep_level=2)) as running:
@@ -213,6 +219,7 @@ def test_level_2_drops_its_weights_and_loads_them_anew(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_sleeper_is_stopped_by_hand(tmp_path: Path) -> None:
     with sleepy(tmp_path, table(tmp_path)) as running:
         heard(running)
@@ -223,6 +230,7 @@ def test_a_sleeper_is_stopped_by_hand(tmp_path: Path) -> None:
         heard(running)
 
 
+@pytest.mark.slow
 def test_who_is_held_while_it_is_stopped_by_hand_is_told_so(tmp_path: Path) -> None:
     with sleepy(tmp_path, table(tmp_path, "--wake-s", "60")) as running:
         heard(running)
@@ -245,6 +253,7 @@ def test_who_is_held_while_it_is_stopped_by_hand_is_told_so(tmp_path: Path) -> N
         assert not any(start["outcome"] == "failed" for start in starts(running))
 
 
+@pytest.mark.slow
 def test_a_sleeper_whose_settings_changed_is_stopped_and_started_anew(tmp_path: Path) -> None:
     with sleepy(tmp_path, table(tmp_path)) as running:
         heard(running)
@@ -256,6 +265,7 @@ def test_a_sleeper_whose_settings_changed_is_stopped_and_started_anew(tmp_path: 
         assert len(running.engines()) == 1
 
 
+@pytest.mark.slow
 def test_a_warm_model_never_sleeps_and_is_woken_unasked(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
     with sleepy(tmp_path, table(tmp_path, "--record", str(record), min_replicas=1)) as running:
@@ -267,6 +277,7 @@ def test_a_warm_model_never_sleeps_and_is_woken_unasked(tmp_path: Path) -> None:
     assert sum(line["path"].startswith("/sleep") for line in lines(record)) == 1  # not ours
 
 
+@pytest.mark.slow
 def test_a_sleeper_outlives_kill_9_asleep_and_is_stopped_in_the_end(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
     with sleepy(tmp_path, table(tmp_path, "--record", str(record), sleep_timeout_s=5)) as running:

@@ -184,6 +184,7 @@ def edge(*, drain_timeout_s: float = 1, **limits: Any) -> Iterator[Edge]:
         yield Edge(app, running, listener.getsockname()[1])
     finally:
         app.go.set()
+        until(lambda: not running.server_state.tasks)  # what a test left half sent is cut in its own time
         running.should_exit = True
         thread.join(10)
         logging.getLogger().removeHandler(kept)

@@ -14,6 +14,7 @@ def found() -> dict[tuple[str, str], Result]:
     return {(s, p): Turns(s, p).run(HOURS) for s in SCENARIOS for p in POLICIES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_waiting_is_bounded_and_swaps_are_few(found: dict[tuple[str, str], Result], scenario: str) -> None:
     ours, hasty, stubborn = (found[scenario, policy] for policy in POLICIES)
@@ -26,6 +27,7 @@ def test_waiting_is_bounded_and_swaps_are_few(found: dict[tuple[str, str], Resul
     assert stubborn.swaps_per_hour <= ours.swaps_per_hour
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_who_waits_is_told_about_when(found: dict[tuple[str, str], Result], scenario: str) -> None:
     ours = found[scenario, "ours"]
