@@ -179,13 +179,12 @@ def _wait(
         )
     else:
         firm_s = _soonest(need, line.later, [v for v in victims if v.firm] + line.held)
-        if firm_s is None:
+        able = [v.replica for v in (*victims, *line.held) if v.firm and firm_s is not None and v.wait_s <= firm_s]
+        chosen = plan(need, line.later, able, lambda model: _can_sleep(deployments.get(model)))
+        if firm_s is None or chosen is None:
             loose_s = _soonest(need, line.later, [*victims, *line.held])
             line.wait(name, BLOCKED_S if loose_s is None else loose_s + LEAVE_S)
             return
-        able = [v.replica for v in (*victims, *line.held) if v.firm and v.wait_s <= firm_s]
-        chosen = plan(need, line.later, able, lambda model: _can_sleep(deployments.get(model)))
-        assert chosen is not None, "what fits without all of them fits without some"
         wait_s, found = firm_s + _gone_s((*chosen.stop, *chosen.sleep)), chosen.place
         if firm_s <= 0:
             line.actions += _evictions(chosen, deployment)
