@@ -18,6 +18,7 @@ GPUS, GPU_BYTES, ROLE = "orchestrator.gpus", "orchestrator.gpu_bytes", "orchestr
 PORT = 8000
 """Inside the container, whose network is its own."""
 HOST = "0.0.0.0"
+TMP = "/tmp"
 TMP_BYTES_MAX = 4 * 2**30
 PIDS_MAX = 8192
 LOG_FILES = 2
@@ -92,7 +93,7 @@ def confinement(options: Options) -> dict[str, Any]:
         "SecurityOpt": ["no-new-privileges"],
         "ReadonlyRootfs": options.read_only,
         "Privileged": False,
-        "Tmpfs": {"/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={TMP_BYTES_MAX}"},
+        "Tmpfs": {TMP: f"rw,nosuid,nodev,exec,mode=1777,size={TMP_BYTES_MAX}"},
         "PidsLimit": PIDS_MAX,
         "RestartPolicy": {"Name": "no"},
         # As PID 1 an engine would ignore SIGTERM until it has set a handler, which takes most of its start.

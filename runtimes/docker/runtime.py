@@ -80,9 +80,8 @@ class DockerRuntime:
     async def launch(self, spec: LaunchSpec) -> None:
         """See `ports.Runtime.launch`. Creates the container and starts it."""
         host = self.hosts[spec.host]
-        caches = self._cache_folder(spec)
-        await asyncio.to_thread(_make_writable, caches, self._options.user)
-        body = container.creation(spec, self._options_of(host), await self._mounts(host, spec, caches), str(caches))
+        mounts, caches = await self._mounts(host, spec)
+        body = container.creation(spec, self._options_of(host), mounts, caches)
         self._launching.add(spec.id)
         try:
             await self._launch(host, spec, body)
@@ -213,10 +212,16 @@ class DockerRuntime:
     def _options_of(self, host: DockerHost) -> Options:
         return replace(self._options, address=host.address.engines_at)
 
-    async def _mounts(self, host: DockerHost, spec: LaunchSpec, caches: Path) -> tuple[Mount, ...]:
+    async def _mounts(self, host: DockerHost, spec: LaunchSpec) -> tuple[tuple[Mount, ...], str]:
+        """What the container sees of its host, and where it keeps its caches. On a distant host, where we can make no
+        folder that it may write to, they are not kept."""
         mounted = await host.own_mounts()
-        weights = [paths.mount_of(paths.weights_folder(spec.weights), mounted)] if spec.weights else []
-        return (*weights, paths.mount_of(str(caches), mounted, read_only=False))
+        weights = (paths.mount_of(paths.weights_folder(spec.weights), mounted),) if spec.weights else ()
+        if not await host.near():
+            return weights, container.TMP
+        caches = self._cache_folder(spec)
+        await asyncio.to_thread(_make_writable, caches, self._options.user)
+        return (*weights, paths.mount_of(str(caches), mounted, read_only=False)), str(caches)
 
     def _cache_folder(self, spec: LaunchSpec) -> Path:
         """Compiled kernels fit one model on one kind of GPU in one version of the engine."""
