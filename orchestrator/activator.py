@@ -7,6 +7,7 @@ event loop.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -125,14 +126,15 @@ class Activator:
         line = self._lines.setdefault(model, Line())
         if self.routes[model].lanes:
             line.open()
-        turn = await line.stand(timeout_s)
-        if turn is None:
-            return None
-        route = self.routes.get(model)
-        if route is None or not route.lanes:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + timeout_s
+        while (turn := await line.stand(max(ends_at - loop.time(), 0.0))) is not None:
+            route = self.routes.get(model)
+            if route is not None and route.lanes:
+                return _least_loaded(route.lanes), turn
+            line.shut()  # its engine has just gone: nobody else is let go into nothing, and this one stands on
             turn.lost()
-            return None
-        return _least_loaded(route.lanes), turn
+        return None
 
     def ask(self, model: str, now: float) -> None:
         """Somebody wants the model."""

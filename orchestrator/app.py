@@ -189,7 +189,7 @@ class Service:
         stalled_s = self._clock.monotonic() - self._reconciler.passed_at
         return {
             "loop": _check(self.ready() and stalled_s < LOOP_STALL_S, f"last pass {stalled_s:.0f} s ago"),
-            "runtime": _check(known, "" if known else "the runtime does not answer"),
+            "runtime": _check(known, "" if known else f"the runtime does not answer: {self._reconciler.silence}"),
             "keys": _check(not self._keys.error, self._keys.error),
             "configuration": _check(not self._watched.error, self._watched.error),
             "history": _check(not self._catalog.error, self._catalog.error),

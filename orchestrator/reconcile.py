@@ -73,7 +73,8 @@ class Reconciler:
         self._wakeup = wakeup
         self._publish = publish
         self._orphan_grace_s = orphan_grace_s
-        self._silent = False
+        self.silence = ""
+        """Why the runtime does not answer; empty: it does."""
         self._fleet = Fleet(boot=boot)
         self.passed_at = clock.monotonic()
         self._pass_end = asyncio.Event()
@@ -208,11 +209,11 @@ class Reconciler:
             async with asyncio.timeout(LIST_TIMEOUT_S):
                 found = await self._runtime.list()
         except (RuntimeUnavailable, TimeoutError) as error:
-            if not self._silent:  # a busy service passes often
+            if not self.silence:  # a busy service passes often
                 log.warning("runtime_unknown", error=str(error))
-            self._silent = True
+            self.silence = str(error) or "the runtime does not answer"
             return None
-        self._silent = False
+        self.silence = ""
         return found
 
     def _act(self, action: Action, now: float) -> None:

@@ -70,6 +70,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield Finding(level=Level.OK, what=f"Python {sys.version.split()[0]}")
     try:
         settings = load(config)
+        deployments(settings)
     except ConfigError as error:
         yield Finding(level=Level.FAIL, what="the configuration can't be used", remedy=str(error))
         return
@@ -249,7 +250,7 @@ def _preflight(
         preflight(deployment, path)
     except PreflightFailed as error:
         return Finding(level=Level.FAIL, what=f"{deployment.name} can't start", remedy=str(error))
-    return Finding(level=Level.OK, what=f"{deployment.name}: ready to start")
+    return Finding(level=Level.OK, what=f"{deployment.name}: nothing found that would keep it from starting")
 
 
 def _coloured(level: Level) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import threading
 import time
@@ -167,6 +168,8 @@ def connect(address: Address, timeout_s: int | None = CALL_TIMEOUT_S) -> docker.
             ca_cert=address.tls_ca, client_cert=(address.tls_cert, address.tls_key), verify=True
         )
     ssh = (settings.get("base_url") or "").startswith("ssh://")
+    if ssh and importlib.util.find_spec("paramiko") is None:
+        raise DockerException("ssh:// hosts need `pip install 'orchestrator[ssh]'`, and the ssh program")
     return _Client(version="auto", timeout=timeout_s, use_ssh_client=ssh, **settings)  # type: ignore[arg-type]
 
 
