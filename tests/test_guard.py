@@ -230,6 +230,7 @@ def drip(connection: socket.socket, data: bytes, every_s: float, size_bytes: int
         time.sleep(max(0, began + (number + 1) * every_s - time.monotonic()))
 
 
+@pytest.mark.slow
 def test_a_trickle_does_not_push_the_deadline(shared: Edge) -> None:
     for data in (b"POST /echo HTTP/1.1\r\nx: " + b"a" * 100, begun(b"/echo", b"content-length: 999") + SEED_BYTES):
         connection = shared.connect()
@@ -249,6 +250,7 @@ def test_a_long_upload_at_a_good_rate_passes(shared: Edge) -> None:
     assert reply(connection).statuses == [200]
 
 
+@pytest.mark.slow
 def test_a_long_answer_is_not_cut(shared: Edge) -> None:
     told = reply(shared.connect(post(b"/stream", b"", LAST)))
     assert told.data.endswith(b"3\r\nend\r\n0\r\n\r\n")
@@ -281,6 +283,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut(shared: Edge) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_its_answer_slowly_is_not_cut(shared: Edge) -> None:
     """It takes three times as long as an idle connection may."""
     connection, got = shared.connect(post(b"/big", b"", LAST)), 0

@@ -115,6 +115,7 @@ def test_unknown_model_is_1(tmp_path: Path, running: Service) -> None:
     assert (done.returncode, "no model 'nobody'" in done.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_keys_make_list_use_and_revoke(tmp_path: Path) -> None:
     """The secret is shown once, kept as a digest, works at once, and stops working within seconds."""
     made = orc(tmp_path, "keys", "new", "ci", "--scope", "realtime", "--model", "acme/*")
@@ -155,6 +156,7 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
     assert "canary" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_following_logs_ends_with_the_engine(tmp_path: Path, running: Service) -> None:
     orc(tmp_path, "start", MODEL, "--url", running.url)
     said: list[str] = []

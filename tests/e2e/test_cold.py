@@ -57,6 +57,7 @@ def test_cold_answers_come_at_once(tmp_path: Path) -> None:
         assert len(running.engines()) == 1
 
 
+@pytest.mark.slow
 def test_stock_client_needs_no_options(tmp_path: Path) -> None:
     with service(tmp_path, model_table(MODEL, "--start-s", "1")) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none")
@@ -261,6 +262,7 @@ def test_a_model_that_is_removed_finishes_what_it_has(tmp_path: Path) -> None:
         assert client.get("/v1/models/acme/other").status_code == 200
 
 
+@pytest.mark.slow
 def test_models_are_reloaded_while_running(tmp_path: Path) -> None:
     with service(tmp_path, model_table(MODEL)) as running, running.client() as client:
         config = tmp_path / "orchestrator.toml"

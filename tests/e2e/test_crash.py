@@ -57,6 +57,7 @@ def test_cut_stream_never_looks_whole(tmp_path: Path) -> None:
         assert len(running.engines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", LAUNCH_POINTS)
 def test_crash_while_launching_leaves_one_engine_at_most(tmp_path: Path, point: str) -> None:
     """R5: what was half started is adopted or replaced, never doubled."""
@@ -71,6 +72,7 @@ def test_crash_while_launching_leaves_one_engine_at_most(tmp_path: Path, point: 
         assert len(running.engines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", STOP_POINTS)
 def test_crash_while_stopping_leaves_no_engine_behind(tmp_path: Path, point: str) -> None:
     table = model_table(MODEL, idle_timeout_s=0.3)
@@ -83,6 +85,7 @@ def test_crash_while_stopping_leaves_no_engine_behind(tmp_path: Path, point: str
         until(lambda: not list((tmp_path / "data" / "replicas").glob("*.json")))
 
 
+@pytest.mark.slow
 def test_sigterm_loses_no_accepted_request(tmp_path: Path) -> None:
     """R8: what was accepted is answered within the drain limit, and nothing is left behind."""
     with service(tmp_path, model_table(MODEL, "--token-delay-s", "1")) as running:

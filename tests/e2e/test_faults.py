@@ -16,6 +16,7 @@ HOLD = {"prefer": "wait=20"}
 SHORT = "[proxy]\nfirst_byte_timeout_s = 1\nstream_idle_timeout_s = 1\nrequest_timeout_s = 3\n"
 
 
+@pytest.mark.slow
 def test_faults_end_in_bounded_time_and_release_their_slot(tmp_path: Path) -> None:
     expected = {
         "hang": (504, "engine_timeout"),

@@ -129,6 +129,7 @@ def test_the_third_waits_in_line_and_then_takes_the_place_of_the_least_recently_
         assert running.phase("a") == "cold"
 
 
+@pytest.mark.slow
 def test_a_higher_priority_does_not_wait(tmp_path: Path) -> None:
     long = TURNS.replace("residency_min_s = 0.5", "residency_min_s = 600")
     with on_gpus(tmp_path, (gpu(0),), one_gpu("a"), one_gpu("b", priority=1), head=long) as (running, _):
@@ -187,6 +188,7 @@ def test_what_never_fits_is_refused_at_once(tmp_path: Path) -> None:
         assert running.engines() == []
 
 
+@pytest.mark.slow
 def test_mig_slices_are_leased_by_their_uuid(tmp_path: Path) -> None:
     lines = (gpu(0, mig="on"), mig(0, 0), mig(0, 1))
     with on_gpus(tmp_path, lines, one_gpu("a"), one_gpu("b"), model_table("two", gpus=2)) as (running, _):

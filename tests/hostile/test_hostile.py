@@ -166,6 +166,7 @@ def test_mutations_do_no_harm(target: Service, count: int) -> None:
     assert good(target)
 
 
+@pytest.mark.slow
 def test_slow_senders_are_cut_and_good_ones_served(target: Service) -> None:
     """H2, with deadlines of a second."""
     begun = [b"POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nx: ", b"", post(b"x" * 1000)[:-990]]
@@ -232,6 +233,7 @@ def test_too_large_is_refused_before_it_is_read(target: Service) -> None:
     assert answer.status_code == 413
 
 
+@pytest.mark.slow
 def test_long_upload_at_a_good_rate_passes(target: Service) -> None:
     """Longer than the deadline, faster than the least rate."""
     data, began = post(GOOD_BODY + b" " * 60_000, b"connection: close"), time.monotonic()

@@ -348,6 +348,7 @@ def writers(log: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_many_slow_ends_do_not_keep_the_list_waiting(bench: Bench) -> None:
     """Each used to hold a thread for its whole grace."""
     names = [f"deaf-a-{n}" for n in range(12)]

@@ -310,6 +310,7 @@ def intact(cache: Path, commit: str) -> bool:
     return all((path / name).exists() for name in names)
 
 
+@pytest.mark.slow
 def test_kill_9_at_every_step(tmp_path: Path) -> None:
     """Never whole in looks only; the other revision never harmed; and the next round finishes it."""
     step, outcomes = 0, set()

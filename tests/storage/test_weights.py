@@ -73,6 +73,7 @@ def test_a_cut_is_resumed_within_a_pull(hub: Hub, tmp_path: Path) -> None:
     assert hub.sent["model-00001-of-00002.safetensors"] < BIG + 300_000
 
 
+@pytest.mark.slow
 def test_kill_9_in_mid_pull_loses_nothing_that_came(hub: Hub, tmp_path: Path) -> None:
     hub.bytes_per_s = 1_500_000
     code = (
