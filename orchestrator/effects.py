@@ -106,7 +106,7 @@ class Effects:
         """Run an effect to its end. One that fails is logged and decided again; it never ends the loop."""
         try:
             await effect
-        except Exception as error:
+        except Exception as error:  # a task group would end the loop with it
             self._metrics.loop_errors.labels(key[0].__name__.lower()).inc()
             expected = isinstance(error, OrchestratorError | OSError)
             log.error("effect_failed", effect=key[0].__name__, on=key[1], error=str(error), exc_info=not expected)
@@ -145,7 +145,7 @@ class Effects:
                 gpu_bytes=action.gpu_bytes,
             )
             await self._runtime.launch(spec)
-        except Exception as error:
+        except Exception as error:  # none may leave the replica counted for ever; it goes on to the log
             text = str(error) if isinstance(error, OrchestratorError | OSError) else "the launch failed: see the log"
             sure = isinstance(error, PreflightFailed | LaunchFailed)
             self.outcome(lambda fleet, now: step.launch_failed(fleet, action, text, now, sure=sure))
@@ -161,7 +161,7 @@ class Effects:
     async def _sleep(self, replica: Replica, deployment: Deployment) -> None:
         try:
             await self._engines[deployment.engine].sleep(replica.endpoint or "", deployment)
-        except Exception:
+        except Exception:  # whatever it was: it is stopped instead, and the error goes on to the log
             self.outcome(lambda fleet, _: step.sleepless(fleet, replica.id))
             raise
         self.outcome(lambda fleet, now: step.slept(fleet, replica.id, now))

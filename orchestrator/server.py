@@ -60,6 +60,7 @@ def server(service: Drainable, settings: Settings, listener: socket.socket) -> S
     config = uvicorn.Config(
         service.asgi(),
         loop="uvloop",
+        # uvicorn calls it as it would a protocol class, which is all that its type allows.
         http=functools.partial(GuardedProtocol, settings.server, service.express()),  # type: ignore[arg-type]
         ws="none",
         interface="asgi3",

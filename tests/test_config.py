@@ -15,7 +15,7 @@ ENV = "ORCHESTRATOR_SERVER__PORT"
 
 def test_flag_wins_over_environment_over_dotenv_over_file(tmp_path: Path) -> None:
     def port(**more: object) -> int:
-        return load(folder=tmp_path, **{"environ": {}, **more}).server.port  # type: ignore[arg-type]
+        return load(folder=tmp_path, **{"environ": {}, **more}).server.port  # type: ignore[arg-type]  # any field
 
     assert port() == 8000
     (tmp_path / "orchestrator.toml").write_text("[server]\nport = 1\n")

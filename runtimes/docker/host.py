@@ -170,6 +170,7 @@ def connect(address: Address, timeout_s: int | None = CALL_TIMEOUT_S) -> docker.
     ssh = (settings.get("base_url") or "").startswith("ssh://")
     if ssh and importlib.util.find_spec("paramiko") is None:
         raise DockerException("ssh:// hosts need `pip install 'orchestrator[ssh]'`, and the ssh program")
+    # types-docker knows no timeout of None, which is how requests waits for ever, as an event stream must.
     return _Client(version="auto", timeout=timeout_s, use_ssh_client=ssh, **settings)  # type: ignore[arg-type]
 
 

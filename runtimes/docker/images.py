@@ -180,7 +180,7 @@ class Images:
             error: Exception | None = None
             try:
                 self._pull(host, image)
-            except Exception as caught:
+            except Exception as caught:  # raised where it is awaited, outside this thread
                 error = caught
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(tell, error)
@@ -203,7 +203,7 @@ class Images:
 
 async def _has(host: DockerHost, image: str) -> bool:
     try:
-        await host.call(lambda client: client.inspect_image(image))  # type: ignore[no-untyped-call]
+        await host.call(lambda client: client.inspect_image(image))
     except NoSuchThing:
         return False
     return True

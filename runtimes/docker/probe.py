@@ -66,7 +66,7 @@ class ProbedGpus:
         try:
             state = client.inspect_container(self._name)["State"]
         except NoSuchThing:
-            client.create_container_from_config(creation(self.image, self._options), self._name)  # type: ignore[no-untyped-call]
+            client.create_container_from_config(creation(self.image, self._options), self._name)
             state = {"Running": False, "ExitCode": 0}
         if not state["Running"]:
             try:

