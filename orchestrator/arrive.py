@@ -7,14 +7,13 @@ behind it, so that a large model is not starved by small ones.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.actions import Drain, Launch, Stop, Wake
 from orchestrator.gpu import Need, Size, Wait
-from orchestrator.model import Demand, Deployment, Fleet, IdleAction, Phase, Replica
+from orchestrator.model import Demand, Deployment, Fleet, IdleAction, Phase, Replica, slug
 from orchestrator.placement import (
     ENGINE_DEFAULT_FRACTION,
     RESERVE_BYTES,
@@ -307,7 +306,7 @@ def _awake_bytes(sleeper: Replica, whole: int) -> float:
 def _launch(deployment: Deployment, fleet: Fleet, found: Place, serial: int) -> Launch:
     return Launch(
         model=deployment.name,
-        replica=f"{_slug(deployment.name)}-{fleet.boot}-{fleet.serial + serial}",
+        replica=f"{slug(deployment.name)}-{fleet.boot}-{fleet.serial + serial}",
         host=found.host,
         gpus=found.gpus,
         gpu_bytes=found.gpu_bytes,
@@ -334,8 +333,3 @@ def _held(room: Room, by: Replica) -> Room:
     if room.gpu.uuid not in by.gpus:
         return room
     return replace(room, holders=(*(h for h in room.holders if h.id != by.id), by))
-
-
-def _slug(model: str) -> str:
-    """A model's name as part of a file or container name."""
-    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:60]

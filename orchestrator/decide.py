@@ -102,8 +102,7 @@ def _leaving(
             yield Stop(model=model, replica=replica.id, reason=replica.leaving)
     elif reason := _why_leave(deployment, fleet, replica, now):
         if replica.phase is Phase.READY:
-            idle = reason == IDLE and deployment is not None
-            then = deployment.idle_action if idle and deployment is not None else IdleAction.STOP
+            then = deployment.idle_action if deployment is not None and reason == IDLE else IdleAction.STOP
             yield Drain(model=model, replica=replica.id, reason=reason, then=then)
         else:
             yield Stop(model=model, replica=replica.id, reason=reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -370,3 +371,8 @@ class StartRecord:
     """What the engine took of all its GPUs but for the KV cache; 0: it did not say."""
     wake: bool = False
     """An engine was woken; no cold start, and no measure of one."""
+
+
+def slug(model: str) -> str:
+    """A model's name as part of a file or container name."""
+    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:60]

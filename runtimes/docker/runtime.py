@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from docker.errors import NotFound as NoSuchThing
 from orchestrator.crash import crash_point
 from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
 from orchestrator.gpu import Gpu
-from orchestrator.model import Instance, InstanceState, LaunchSpec
+from orchestrator.model import Instance, InstanceState, LaunchSpec, slug
 from runtimes.docker import container, paths
 from runtimes.docker.container import Mount, Options, name_of
 from runtimes.docker.host import Address, DockerHost
@@ -225,10 +224,9 @@ class DockerRuntime:
 
     def _cache_folder(self, spec: LaunchSpec) -> Path:
         """Compiled kernels fit one model on one kind of GPU in one version of the engine."""
-        name = re.sub(r"[^a-z0-9]+", "-", spec.model.lower()).strip("-")[:60]
         kind = sorted({gpu.name for source in self._gpus.values() for gpu in source.known if gpu.uuid in spec.gpus})
         digest = hashlib.sha256("\n".join((spec.model, spec.image, *kind)).encode()).hexdigest()[:12]
-        return self._caches / f"{name}-{digest}"
+        return self._caches / f"{slug(spec.model)}-{digest}"
 
     # --- listing ---
 
