@@ -17,7 +17,7 @@ from orchestrator.config import cache_dir
 from orchestrator.demo.engine import prepare_engine
 from orchestrator.errors import PreflightFailed
 from orchestrator.gpu import Grant
-from orchestrator.model import Deployment, EngineKind, Progress
+from orchestrator.model import Deployment, EngineKind
 from runtimes.engines.vllm import VllmEngine
 from runtimes.process import HOST, free_port, inherited
 from tests.stub import until
@@ -75,21 +75,15 @@ def started(folder: Path, *args: str) -> Iterator[Started]:
 
 
 def test_it_starts_tells_how_far_it_is_and_answers(tmp_path: Path) -> None:
-    seen: list[Progress] = []
     with started(write_tiny_model(tmp_path), "--max-model-len", "512") as running:
-
-        def ready() -> bool:
-            now = running.engine.progress(running.log())
-            if now not in seen:
-                seen.append(now)
-            return running.healthy()
-
-        until(ready, START_S)
+        until(running.healthy, START_S)
+        text = running.log()
         body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
         answer = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] > 0, answer.text
         running.process.terminate()
         running.process.wait(60)
+    seen = [running.engine.progress(text[:end]) for end in range(0, len(text) + 50, 50)]
     notes = list(dict.fromkeys(progress.note for progress in seen))
     assert notes[0] == "starting vLLM"
     assert notes[-1] == "starting the server", notes
