@@ -61,6 +61,30 @@ class WeightsUnreachable(WeightsError):
     """The hub did not answer, or the download broke off too often."""
 
 
+class ObjectsUnavailable(OrchestratorError):
+    """The object store did not do what it was asked: what it holds is unknown. The message says what to do."""
+
+
+class Unreadable(OrchestratorError):
+    """A document can't be read, now or ever; the message is one sentence. `code` is OpenAI's."""
+
+    def __init__(self, message: str, *, code: str = "invalid_file") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EmbedderUnavailable(OrchestratorError):
+    """No vectors now; ask again in `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EmbedderFailed(OrchestratorError):
+    """No vectors for these texts, ever; the message is one sentence."""
+
+
 class ApiError(OrchestratorError):
     """An answer to a client. Shape: https://platform.openai.com/docs/guides/error-codes."""
 
