@@ -1,0 +1,286 @@
+"""The passages of one vector store by words: a tantivy index in a folder. A cache, rebuilt when it is not as it should.
+
+One tantivy document a chunk. tantivy's query parsers never see the user's text: it is cut into terms, and those make
+the query. An idle index has no writer, so it costs a few mapped files and no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orchestrator.documents.model import Chunk, Hit, Place
+from orchestrator.documents.ports import Indexed
+from orchestrator.errors import OrchestratorError
+from storage.lexical_text import analyzer, passage_text, query_text
+
+if TYPE_CHECKING:
+    import tantivy
+
+VERSION = "1"
+"""Of the schema and of how text becomes terms; an index of another is refused."""
+BOOSTS = {"title": 1.0, "headings": 1.0, "body": 1.0}
+WRITER_BYTES = 15_000_000
+"""The least that tantivy takes, for its one indexing thread."""
+QUERY_CHARS_MAX = 10_000
+QUERY_TERMS_MAX = 64
+"""The most informative ones; each is looked for in each field."""
+CHUNKS_MAX = 2**24
+"""Of one entry."""
+ENTRY_MAX = 2**40
+
+
+class LexicalError(OrchestratorError):
+    """The index did not do what it was asked; a change was not made."""
+
+
+class LexicalDamaged(LexicalError):
+    """What the folder holds can't be used: damaged, or of another version. Remove it and build it anew."""
+
+
+class _Payload(msgspec.Struct, array_like=True):
+    text: str
+    place: Place
+
+
+class Lexical:
+    """One index. Blocks. Any number of threads may search, one at a time may change.
+
+    Raises `LexicalError`, `LexicalDamaged` where it can't go on with what is in the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the index in `folder`, or make an empty one where there is none."""
+        import tantivy
+
+        self._tantivy = tantivy
+        self._analyzer = analyzer()
+        self._schema = _schema()
+        _claim(folder)
+        with _damage():
+            self._index = tantivy.Index(self._schema, path=str(folder), reuse=True)
+            self._index.register_tokenizer("prose", self._analyzer)
+            self._index.config_reader("manual")  # the default watches the folder from a thread
+            self._searcher = self._index.searcher()
+            self._entries = self._read_entries()
+
+    def entries(self) -> frozenset[int]:
+        """What is in it, durably."""
+        return self._entries
+
+    def add(self, documents: Sequence[Indexed]) -> None:
+        """Put them in, each anew if it was there. Durable and found by searches on return; all or nothing."""
+        with self._change() as writer:
+            for document in documents:
+                writer.delete_documents_by_query(self._of([document.entry]))
+                for row in self._rows(document):
+                    writer.add_document(row)
+
+    def remove(self, entries: Collection[int]) -> None:
+        """Take them out. Durable on return; all or nothing."""
+        gone = self._entries.intersection(entries)
+        if not gone:
+            return
+        with self._change() as writer:
+            writer.delete_documents_by_query(self._of(gone))
+
+    def search(self, query: str, *, allowed: Collection[int] | None, limit: int) -> list[Hit]:
+        """The best chunks by BM25, best first, each once, of the `allowed` entries (None: all).
+
+        `query` is the user's text, whatever it holds: `QUERY_CHARS_MAX` of it are read.
+        """
+        searcher = self._searcher
+        terms = self._terms(searcher, query)
+        if not terms or limit < 1 or (allowed is not None and not allowed):
+            return []
+        with _damage():
+            wanted = self._filtered(self._any_of(terms), allowed)
+            found = searcher.search(wanted, limit, count=False).hits
+            addresses = [address for _, address in found]
+            entries = searcher.fast_field_values("entry", addresses)
+            chunks = searcher.fast_field_values("chunk", addresses)
+        return [
+            Hit(entry=int(entry or 0), chunk=int(chunk or 0), score=float(score))
+            for (score, _), entry, chunk in zip(found, entries, chunks, strict=True)
+        ]
+
+    def chunks(self, keys: Sequence[tuple[int, int]]) -> list[Chunk | None]:
+        """The chunks of (entry, chunk), in order, without their `pieces`; None for what is gone."""
+        searcher = self._searcher
+        wanted = list({_key(*key) for key in keys})
+        if not wanted:
+            return []
+        with _damage():
+            query = self._tantivy.Query.term_set_query(self._schema, "key", wanted)
+            found = searcher.search(query, len(wanted), count=False).hits
+            rows = [searcher.doc(address).to_dict() for _, address in found]
+            held = {row["key"][0]: _unpack(row["payload"][0]) for row in rows}
+        return [held.get(_key(*key)) for key in keys]
+
+    def close(self) -> None:
+        """Let go of files and memory. Nothing may be asked of it after."""
+        del self._searcher, self._index
+
+    def _rows(self, document: Indexed) -> Iterator[tantivy.Document]:
+        """One for each chunk; a document without any has one that no search finds. The first is its `head`."""
+        for number, chunk in enumerate(document.chunks):
+            row = self._tantivy.Document()
+            row.add_unsigned("chunk", number)
+            row.add_unsigned("key", _key(document.entry, number))
+            row.add_bytes("payload", _pack(chunk))
+            row.add_text("title", passage_text(document.title))
+            row.add_text("headings", passage_text("\n".join(chunk.place.headings)))
+            row.add_text("body", passage_text(chunk.text))
+            yield _marked(row, document.entry, head=number == 0)
+        if not document.chunks:
+            yield _marked(self._tantivy.Document(), document.entry, head=True)
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[tantivy.IndexWriter]:
+        """A writer for one change, committed at the end; on any error the change is not made."""
+        try:
+            writer = self._index.writer(WRITER_BYTES, 1)
+        except (ValueError, OSError) as error:
+            raise LexicalError(f"the index can't be written: {error}") from error
+        try:
+            yield writer
+            writer.commit()
+        except (ValueError, OSError) as error:
+            raise LexicalError(f"the index was not changed: {error}") from error
+        self._reload()
+        writer.wait_merging_threads()  # else each change leaves a segment, which makes the next ones and searches slow
+        self._reload()
+
+    def _reload(self) -> None:
+        with _damage():
+            self._index.reload()
+            self._searcher = self._index.searcher()
+            self._entries = self._read_entries()
+
+    def _read_entries(self) -> frozenset[int]:
+        searcher = self._searcher
+        if not searcher.num_docs:
+            return frozenset()
+        heads = self._tantivy.Query.term_query(self._schema, "head", True)
+        found = searcher.search(heads, searcher.num_docs, count=False).hits
+        values = searcher.fast_field_values("entry", [address for _, address in found])
+        return frozenset(int(value) for value in values if value is not None)
+
+    def _terms(self, searcher: tantivy.Searcher, query: str) -> dict[str, int]:
+        """The query's terms that occur at all, with how often it says them: the rarest among them."""
+        said = Counter(self._analyzer.analyze(query_text(query[:QUERY_CHARS_MAX])))
+        rarity = {term: max(searcher.doc_freq(field, term) for field in BOOSTS) for term in said}
+        rarest = sorted((term for term in said if rarity[term]), key=lambda term: (rarity[term], term))
+        return {term: said[term] for term in rarest[:QUERY_TERMS_MAX]}
+
+    def _of(self, entries: Collection[int]) -> tantivy.Query:
+        return self._tantivy.Query.term_set_query(self._schema, "entry", list(entries))
+
+    def _any_of(self, terms: dict[str, int]) -> tantivy.Query:
+        make, should = self._tantivy.Query, self._tantivy.Occur.Should
+        return make.boolean_query(
+            [
+                (should, make.boost_query(make.term_query(self._schema, field, term, "freq"), boost * said))
+                for term, said in terms.items()
+                for field, boost in BOOSTS.items()
+            ]
+        )
+
+    def _filtered(self, query: tantivy.Query, allowed: Collection[int] | None) -> tantivy.Query:
+        """`query` among the `allowed` alone. The shorter list filters: those, or all others.
+
+        At 10,000 entries of 10 chunks a search takes 0.3 ms unfiltered, and at most 2.2 ms (half of them allowed).
+        """
+        if allowed is None:
+            return query
+        make, occur = self._tantivy.Query, self._tantivy.Occur
+        inside = self._entries.intersection(allowed)
+        outside = self._entries - inside
+        if not outside:
+            return query
+        if len(outside) < len(inside):
+            return make.boolean_query([(occur.Must, query), (occur.MustNot, self._of(outside))])
+        these = make.const_score_query(self._of(inside), 0.0)
+        return make.boolean_query([(occur.Must, query), (occur.Must, these)])
+
+
+def _schema() -> tantivy.Schema:
+    import tantivy
+
+    builder = tantivy.SchemaBuilder()
+    builder.add_unsigned_field("entry", indexed=True, fast=True)
+    builder.add_unsigned_field("chunk", fast=True)
+    builder.add_unsigned_field("key", indexed=True, stored=True)
+    builder.add_boolean_field("head", indexed=True)
+    builder.add_bytes_field("payload", stored=True)
+    for field in BOOSTS:
+        builder.add_text_field(field, tokenizer_name="prose", index_option="freq")
+    return builder.build()
+
+
+def _claim(folder: Path) -> None:
+    """Make sure that `folder` holds an index of this version, or nothing, which then becomes one."""
+    mark = folder / "version"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = mark.read_text()
+    except FileNotFoundError:
+        if any(folder.iterdir()):
+            raise LexicalDamaged("the index does not say of what version it is") from None
+        _write_durably(mark, VERSION)
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise LexicalDamaged(f"the index can't be read: {error}") from error
+    if held != VERSION:
+        raise LexicalDamaged(f"the index is of version {held[:20]!r}, not {VERSION}")
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """All of it, or no file of that name."""
+    part = path.with_suffix(".part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """tantivy's complaints about its own files, and its panics, which are no `Exception`, as `LexicalDamaged`."""
+    try:
+        yield
+    except (ValueError, OSError, msgspec.DecodeError) as error:
+        raise LexicalDamaged(f"the index can't be read: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise LexicalDamaged(f"the index can't be read: {error}") from None
+
+
+def _marked(row: tantivy.Document, entry: int, *, head: bool) -> tantivy.Document:
+    row.add_unsigned("entry", entry)
+    row.add_boolean("head", head)
+    return row
+
+
+def _key(entry: int, chunk: int) -> int:
+    if not (0 <= entry < ENTRY_MAX and 0 <= chunk < CHUNKS_MAX):
+        raise ValueError(f"no such chunk: {chunk} of {entry}")
+    return entry * CHUNKS_MAX + chunk
+
+
+def _pack(chunk: Chunk) -> bytes:
+    text = chunk.text.encode("utf-8", "replace").decode()
+    return msgspec.msgpack.encode(_Payload(text, chunk.place))
+
+
+def _unpack(payload: bytes) -> Chunk:
+    held = msgspec.msgpack.decode(payload, type=_Payload)
+    return Chunk(text=held.text, place=held.place)
