@@ -190,13 +190,17 @@ class Shelf(Protocol):
         """Every file of a store, by entry."""
 
     async def put_store_file(self, file: StoreFile) -> bool:
-        """Keep its new state if the entry is still there; whether it was."""
+        """Keep what its job found (status, last_error, usage_bytes, chunks, passages; its attributes stay as they
+        are) if the entry is still there and was not cancelled; whether so."""
 
     async def set_attributes(self, file: StoreFile) -> bool:
         """Keep its attributes and nothing else, if the entry is still there; whether it was."""
 
     async def remove_store_file(self, tenant: str, store: str, file: str) -> StoreFile | None:
         """Take it out of the store; what it was."""
+
+    async def memberships(self, tenant: str, file: str) -> tuple[StoreFile, ...]:
+        """The stores' files that are this file."""
 
     async def unfinished(self, limit: int) -> tuple[StoreFile, ...]:
         """Those in progress, of every tenant, oldest first."""
