@@ -195,6 +195,9 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for fault in error.errors(include_url=False):
         loc = [str(part) for part in fault["loc"]]
+        if not loc:  # of several tables together: the message names the key
+            lines.append(fault["msg"].removeprefix("Value error, "))
+            continue
         if loc[0] == "models" and len(loc) > 1:
             loc[1] = f'"{loc[1]}"'
         if fault["type"] == "extra_forbidden":

@@ -68,6 +68,7 @@ def env_example() -> str:
     lines += ["", "# Where `orchestrator demo` keeps what it prepares.", "# ORCHESTRATOR_CACHE=~/.cache/orchestrator"]
     lines += ["", "# The service that the command line talks to, and the key it uses."]
     lines += ["# ORCHESTRATOR_URL=http://127.0.0.1:8000", "# ORCHESTRATOR_API_KEY="]
+    lines += ["", "# The key to the server of embeddings.url.", "# EMBEDDINGS_API_KEY="]
     lines += ["", "# As everywhere: where weights are kept and fetched from, and the token for gated ones."]
     lines += ["# HF_HOME=~/.cache/huggingface", "# HF_ENDPOINT=https://huggingface.co", "# HF_TOKEN="]
     for text, *variables in COMPOSE:

