@@ -173,8 +173,8 @@ def file_ids(body: Mapping[str, Any], *, least: int = 0) -> tuple[str, ...]:
 
 def asked(body: Mapping[str, Any]) -> Asked:
     """A search."""
-    include = body.get("include") or ()
-    if not isinstance(include, list | tuple) or not set(include) <= {"ranks"}:
+    include = body.get("include") or []
+    if not isinstance(include, list) or any(one != "ranks" for one in include):
         raise bad("include", 'include is a list that may hold "ranks"')
     limit = body.get("max_num_results", RESULTS_DEFAULT)
     if not _is_int(limit, 1, RESULTS_MAX):
