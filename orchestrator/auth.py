@@ -27,8 +27,11 @@ from orchestrator.upstream import Headers
 SECRET_PREFIX = "orc_"
 SECRET_BYTES = 32
 KEYS_BYTES_MAX = 4 * 2**20
-SHOWN = ("name", "scopes", "models", "requests_per_minute", "tokens_per_minute", "max_concurrent", "expires")
+SHOWN = ("name", "tenant", "scopes", "models", "requests_per_minute", "tokens_per_minute", "max_concurrent", "expires")
 NAME_CHARS_MAX = 100
+"""Of a key's name, and of a tenant's."""
+TENANT_DEFAULT = "default"
+"""Who owns what is made while there is no key file."""
 _SENDABLE = re.compile("[\\x21-\\x7e]+")
 WRITE_WAIT_S = 10.0
 """How long one who changes the file waits for another who does."""
@@ -42,6 +45,8 @@ class Key:
 
     name: str
     scopes: frozenset[Scope]
+    tenant: str = TENANT_DEFAULT
+    """Who owns what it makes. Keys of one tenant see each other's files."""
     models: tuple[str, ...] = ("*",)
     """Patterns as in a shell, but ``*`` crosses ``/``."""
     expires_unix: float | None = None
@@ -110,16 +115,16 @@ class KeyRing:
             log.error("keys_not_reloaded", error=str(error))
         self._known = {}
 
-    def admit(self, headers: Headers, scope: Scope) -> Key:
-        """The key of a request that may use `scope`. Raises `ApiError` 401 or 403."""
+    def admit(self, headers: Headers, *scopes: Scope) -> Key:
+        """The key of a request that may use one of `scopes`. Raises `ApiError` 401 or 403."""
         if self._keys is None:
             return ANYBODY
         secret = bearer(headers)
         if secret is None:
             raise _unauthorized("no API key given: send Authorization: Bearer …")
         key = self._known.get(secret) or self._find(secret)
-        if scope not in key.scopes and Scope.ADMIN not in key.scopes:
-            raise ApiError(403, f"this key lacks the scope {scope}", code="insufficient_scope")
+        if key.scopes.isdisjoint(scopes) and Scope.ADMIN not in key.scopes:
+            raise ApiError(403, f"this key lacks the scope {' or '.join(scopes)}", code="insufficient_scope")
         return key
 
     def _find(self, secret: bytes) -> Key:
@@ -159,7 +164,15 @@ def is_there(path: Path) -> bool:
     return _stamp(path) is not None
 
 
-def new_key(path: Path, name: str, scopes: list[Scope], *, models: list[str], expires: str | None) -> str:
+def new_key(
+    path: Path,
+    name: str,
+    scopes: list[Scope],
+    *,
+    models: list[str],
+    expires: str | None,
+    tenant: str | None = None,
+) -> str:
     """Add a key; returns its secret, which is kept nowhere. Raises `ConfigError`. Blocks, at most `WRITE_WAIT_S`."""
     if not _is_name(name):
         raise ConfigError(f"a key's name is 1 to {NAME_CHARS_MAX} printable characters")
@@ -169,6 +182,8 @@ def new_key(path: Path, name: str, scopes: list[Scope], *, models: list[str], ex
         "sha256": hashlib.sha256(secret.encode()).hexdigest(),
         "scopes": [str(scope) for scope in scopes],
     }
+    if tenant is not None:
+        entry["tenant"] = tenant
     if models:
         entry["models"] = models
     if expires:
@@ -255,9 +270,13 @@ def _key(path: Path, name: str, entry: Mapping[str, Any]) -> Key:
         raise ConfigError(f"{path}: key {name!r}: scopes are some of {', '.join(Scope)}")
     if not isinstance(models, list) or not all(isinstance(m, str) and m for m in models):
         raise ConfigError(f"{path}: key {name!r}: models is a list of patterns")
+    tenant = entry.get("tenant", name)
+    if not _is_name(tenant):
+        raise ConfigError(f"{path}: key {name!r}: tenant is 1 to {NAME_CHARS_MAX} printable characters")
     return Key(
         name=name,
         scopes=frozenset(Scope(s) for s in scopes),
+        tenant=tenant,
         models=tuple(models),
         expires_unix=_expiry(path, name, entry.get("expires")),
     )

@@ -19,7 +19,7 @@ from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from orchestrator.errors import ApiError
-from orchestrator.head import early_answer, judge, size, without_upgrade
+from orchestrator.head import BodyLimit, body_too_large, early_answer, head_too_large, judge, size, without_upgrade
 from orchestrator.proxy import CONNECTION, CYCLE
 from orchestrator.settings import ServerSettings
 
@@ -61,9 +61,16 @@ class GuardedProtocol(HttpToolsProtocol):
     leaving), and may `abort` it.
     """
 
-    def __init__(self, limits: ServerSettings, express: Express | None = None, **uvicorn: object) -> None:
+    def __init__(
+        self,
+        limits: ServerSettings,
+        express: Express | None = None,
+        body_limit: BodyLimit | None = None,
+        **uvicorn: object,
+    ) -> None:
         super().__init__(**uvicorn)  # type: ignore[arg-type]
         self._limits = limits
+        self._body_limit = body_limit or (lambda target: limits.body_bytes_max)
         self._express = express
         self._parsing_head = False
         self._in_hand: RequestResponseCycle | None = None
@@ -192,7 +199,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._progressed:  # what never ends is shown by the parser only when whole, if at all
             self._idle_bytes += len(data)
             if self._idle_bytes > self._limits.header_bytes_max or (self._in_head and not self._fits()):
-                self._refuse(_head_too_large())
+                self._refuse(head_too_large())
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -246,14 +253,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._idle_bytes = 0
         surely_fits = self._fed_bytes <= self._limits.header_bytes_max and len(self.headers) <= self._limits.headers_max
         if not surely_fits and not self._fits():
-            self._stop(_head_too_large())
+            self._stop(head_too_large())
         problem, self.body_bytes = judge(
             self.parser.get_method(), self.parser.get_http_version(), self.url, self.headers
         )
         if problem:
             self._stop(ApiError(400, problem, code="invalid_http"))
-        if self.body_bytes is not None and self.body_bytes > self._limits.body_bytes_max:
-            self._stop(self._body_too_large())
+        self._weigh(self.body_bytes or 0)
         if self.parser.should_upgrade():
             return  # it comes once more, see `_feed`
         try:
@@ -274,8 +280,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._progressed = True
         self._idle_bytes = 0
         self._body_bytes += len(body)
-        if self._body_bytes > self._limits.body_bytes_max:
-            self._stop(self._body_too_large())
+        self._weigh(self._body_bytes)
         self.deadline = self._body_began_at + self._limits.body_timeout_s + self._earned_s()
         super().on_body(body)
         if self._waiting is not None and len(self.cycle.body) > EXPRESS_BYTES_MAX:
@@ -371,6 +376,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether a part of that answer has been sent."""
         return self._in_hand is not None and self._in_hand.response_started
 
+    def _weigh(self, body_bytes: int) -> None:
+        """Refuse a body that is beyond the limit of its path."""
+        if body_bytes > self._limits.body_bytes_max and body_bytes > (bytes_max := self._body_limit(self.url)):
+            self._stop(body_too_large(bytes_max))
+
     def _stop(self, refusal: ApiError) -> None:
         self._refusal = refusal
         raise _Refused
@@ -388,11 +398,3 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.deadline = self.loop.time() + LINGER_S
             self.transport.write_eof()
-
-    def _body_too_large(self) -> ApiError:
-        message = f"the body is larger than {self._limits.body_bytes_max} bytes"
-        return ApiError(413, message, code="request_too_large")
-
-
-def _head_too_large() -> ApiError:
-    return ApiError(431, "the request head is too large", code="headers_too_large")

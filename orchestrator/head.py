@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from orchestrator.errors import ApiError
 from orchestrator.wire import json_answer
 
 Fields = list[tuple[bytes, bytes]]
+BodyLimit = Callable[[bytes], int]
+"""The most bytes that a body may have, by the request's target as it was sent. Pure; asked only of bodies beyond
+``server.body_bytes_max``."""
 
 
 def judge(method: bytes, version: str, target: bytes, fields: Fields) -> tuple[str, int | None]:
@@ -37,6 +42,21 @@ def without_upgrade(method: bytes, version: str, target: bytes, fields: Fields) 
         kept.append((b"connection", b"close"))
     lines = [b"%b %b HTTP/%b" % (method, target, version.encode()), *(b"%b: %b" % field for field in kept)]
     return b"\r\n".join([*lines, b"", b""])
+
+
+def path_of(target: bytes) -> bytes:
+    """The path of a target as most send it, still encoded; of other forms the whole."""
+    return target.partition(b"?")[0]
+
+
+def head_too_large() -> ApiError:
+    """The refusal of a head beyond its limits."""
+    return ApiError(431, "the request head is too large", code="headers_too_large")
+
+
+def body_too_large(bytes_max: int) -> ApiError:
+    """The refusal of a body beyond its limit."""
+    return ApiError(413, f"the body is larger than {bytes_max} bytes", code="request_too_large")
 
 
 def early_answer(error: ApiError, request_id: bytes) -> bytes:

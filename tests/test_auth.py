@@ -55,6 +55,24 @@ def test_admin_may_all(tmp_path: Path) -> None:
         assert ring.admit(call("s"), scope)
 
 
+def test_one_of_several_scopes_is_enough(tmp_path: Path) -> None:
+    ring = KeyRing(file(tmp_path / "keys", entry(), entry("b", "t", scopes=["monitor"])))
+    assert ring.admit(call("s"), Scope.UPLOAD, Scope.REALTIME).name == "a"
+    with pytest.raises(ApiError, match="lacks the scope upload or realtime"):
+        ring.admit(call("t"), Scope.UPLOAD, Scope.REALTIME)
+
+
+def test_a_key_is_its_own_tenant_unless_it_names_one(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    alone = new_key(path, "alone", [Scope.UPLOAD], models=[], expires=None)
+    shared = new_key(path, "shared", [Scope.UPLOAD], models=[], expires=None, tenant="physics")
+    ring = KeyRing(path)
+    assert ring.admit(call(alone), Scope.UPLOAD).tenant == "alone"
+    assert ring.admit(call(shared), Scope.UPLOAD).tenant == "physics"
+    assert [key.get("tenant") for key in list_keys(path)] == [None, "physics"]
+    assert ANYBODY.tenant == "default"
+
+
 def test_expired_keys_are_no_keys(tmp_path: Path) -> None:
     keys = read_keys(file(tmp_path / "keys", entry(expires="2027-01-31T00:00:00Z")))
     assert keys.find("s", 1801267199.0)
@@ -116,6 +134,10 @@ def test_revoked_keys_stop_at_the_next_look(tmp_path: Path) -> None:
         entry(scopes=[]),
         entry(models="a"),
         entry(expires="soon"),
+        entry(tenant=""),
+        entry(tenant="a\nb"),
+        entry(tenant=None),
+        entry(tenant=7),
         "text",
     ],
 )
