@@ -93,12 +93,19 @@ class KeyRing:
         self._stamp = _stamp(path)
         self._keys = _read_and_warn(path) if self._stamp else None
         self._known: dict[bytes, Key] = {}
+        self._ours: dict[bytes, Key] = {}
         self.error = ""
 
     @property
     def open(self) -> bool:
         """Whether everybody may do everything, since there has been no key file."""
         return self._keys is None
+
+    def own(self, key: Key) -> str:
+        """The secret of a key that is in no file: for requests that the service sends to itself, until it ends."""
+        secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+        self._ours[secret.encode()] = key
+        return secret
 
     def refresh(self) -> None:
         """Take a changed file. Cheap when it has not changed; called every second or so."""
@@ -122,7 +129,7 @@ class KeyRing:
         secret = bearer(headers)
         if secret is None:
             raise _unauthorized("no API key given: send Authorization: Bearer …")
-        key = self._known.get(secret) or self._find(secret)
+        key = self._known.get(secret) or self._ours.get(secret) or self._find(secret)
         if key.scopes.isdisjoint(scopes) and Scope.ADMIN not in key.scopes:
             raise ApiError(403, f"this key lacks the scope {' or '.join(scopes)}", code="insufficient_scope")
         return key

@@ -6,16 +6,16 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from orchestrator.activator import Activator, Route
 from orchestrator.auth import Key, KeyRing
 from orchestrator.errors import ApiError, NotFound
 from orchestrator.events import Broadcast
+from orchestrator.json_response import Json
 from orchestrator.metrics import Metrics
 from orchestrator.model import Fleet, Replica, Scope, Traffic
 from orchestrator.ports import Clock, History, Runtime
@@ -26,13 +26,6 @@ LOG_TAIL_BYTES_MAX = 4 * 2**20
 STARTS_MAX = 1000
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class Json(JSONResponse):
-    """JSON by msgspec, which knows enums and is fast."""
-
-    def render(self, content: Any) -> bytes:
-        return msgspec.json.encode(content)
 
 
 class Health(Protocol):

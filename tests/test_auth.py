@@ -214,3 +214,16 @@ def test_a_star_stands_for_anything_and_all_else_for_itself(start: str, end: str
     key = Key(name="k", scopes=frozenset(), models=(f"{start}*",))
     assert key.may_use(start + end)
     assert key.may_use(end) == end.startswith(start)
+
+
+def test_the_service_has_a_key_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    new_key(path, "ci", [Scope.UPLOAD], models=[], expires=None)
+    ring = KeyRing(path)
+    secret = ring.own(Key(name="", scopes=frozenset({Scope.REALTIME})))
+    headers = [(b"authorization", f"Bearer {secret}".encode())]
+    ring.refresh()
+    assert ring.admit(headers, Scope.REALTIME).scopes == {Scope.REALTIME}
+    with pytest.raises(ApiError):
+        ring.admit(headers, Scope.UPLOAD)
+    assert secret not in path.read_text()
