@@ -1,0 +1,74 @@
+"""One ranking out of two: chunks found by words and chunks found by vectors. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.documents.model import Hit
+
+RANK_SOFTENER = 60
+"""The k of reciprocal rank fusion, as in Cormack, Clarke and Büttcher 2009."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fused:
+    """A chunk in the fused ranking."""
+
+    entry: int
+    chunk: int
+    score: float
+    """From 0 to 1: 1 for what comes first in each ranking that found anything."""
+    word_rank: int | None
+    """From 1; None where words did not find it."""
+    vector_rank: int | None
+
+
+def fuse(
+    words: Sequence[Hit],
+    vectors: Sequence[Hit],
+    *,
+    text_weight: float = 1.0,
+    embedding_weight: float = 1.0,
+) -> list[Fused]:
+    """Both rankings (each best first, each chunk once) as one, best first: reciprocal rank fusion, weighted.
+
+    A ranking of no weight, or that found nothing, has no say; so the best of the other alone has 1.
+    """
+    by_words = _ranks(words) if text_weight > 0 else {}
+    by_vectors = _ranks(vectors) if embedding_weight > 0 else {}
+    legs = [(ranks, weight) for ranks, weight in ((by_words, text_weight), (by_vectors, embedding_weight)) if ranks]
+    best = sum(weight for _, weight in legs) / (RANK_SOFTENER + 1)
+    fused = [
+        Fused(
+            entry=key[0],
+            chunk=key[1],
+            score=sum(weight / (RANK_SOFTENER + ranks[key]) for ranks, weight in legs if key in ranks) / best,
+            word_rank=by_words.get(key),
+            vector_rank=by_vectors.get(key),
+        )
+        for key in by_words | by_vectors
+    ]
+    return sorted(fused, key=_order)
+
+
+def merge(rankings: Iterable[Sequence[Fused]]) -> list[Fused]:
+    """The rankings of several queries as one: each chunk as in that where it scores best."""
+    best: dict[tuple[int, int], Fused] = {}
+    for found in sorted((each for ranking in rankings for each in ranking), key=_order):
+        best.setdefault((found.entry, found.chunk), found)
+    return list(best.values())
+
+
+def cut(ranking: Sequence[Fused], *, score_threshold: float = 0.0, max_num_results: int) -> list[Fused]:
+    """The first `max_num_results` of those that score at least `score_threshold`."""
+    return [found for found in ranking if found.score >= score_threshold][:max_num_results]
+
+
+def _ranks(hits: Sequence[Hit]) -> dict[tuple[int, int], int]:
+    return {(hit.entry, hit.chunk): rank for rank, hit in enumerate(hits, 1)}
+
+
+def _order(found: Fused) -> tuple[float, int, int]:
+    """Best first; the older entry before the newer, so that ties have one order."""
+    return (-found.score, found.entry, found.chunk)
