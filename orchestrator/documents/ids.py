@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from hashlib import sha256
 from typing import Literal
 
 Kind = Literal["file", "upload", "part", "vector_store", "vector_store_file_batch"]
@@ -21,6 +22,11 @@ _FORMS = {kind: re.compile(f"{prefix}[0-9a-f]{{{2 * RANDOM_BYTES}}}") for kind, 
 def new_id(kind: Kind) -> str:
     """A fresh id: 128 random bits after the kind's prefix. Safe in URLs and in the keys of objects."""
     return _PREFIXES[kind] + secrets.token_hex(RANDOM_BYTES)
+
+
+def derived_id(kind: Kind, *seeds: str) -> str:
+    """The same id for the same seeds; as hard to guess as they are."""
+    return _PREFIXES[kind] + sha256("\0".join(seeds).encode()).hexdigest()[: 2 * RANDOM_BYTES]
 
 
 def is_id(kind: Kind, text: str) -> bool:

@@ -1,0 +1,197 @@
+"""Uploads: files that come in parts. Each part is an object until the upload ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from orchestrator.crash import crash_point
+from orchestrator.documents.fields import Completion, NewFile, NewUpload
+from orchestrator.documents.files import Files
+from orchestrator.documents.ids import derived_id, is_id, new_id
+from orchestrator.documents.keys import part_key
+from orchestrator.documents.model import Part, StoredFile, Upload, UploadStatus
+from orchestrator.documents.ports import ObjectStore, Shelf
+from orchestrator.documents.spool import Spool, SpoolFile
+from orchestrator.documents.store_fields import bad
+from orchestrator.errors import ApiError, NotFound, ObjectsUnavailable
+
+LIFE_S = 3600
+"""As OpenAI's."""
+PARTS_MAX = 10_000
+EXPIRED_MAX = 100
+"""Uploads ended in one pass."""
+
+
+class Uploads:
+    """The tenants' uploads. Each method that names one raises `ApiError` 404 when the tenant has no such, and 400 when
+    its state does not allow it; `Files` says what else they raise."""
+
+    def __init__(
+        self,
+        *,
+        shelf: Shelf,
+        objects: ObjectStore,
+        spool: Spool,
+        files: Files,
+        unix: Callable[[], float],
+        bytes_max: int,
+    ) -> None:
+        self._shelf = shelf
+        self._objects = objects
+        self._spool = spool
+        self._files = files
+        self._unix = unix
+        self._bytes_max = bytes_max
+        self._ending: set[tuple[str, str]] = set()
+        """Uploads whose end is under way, by tenant and id: a long one takes minutes."""
+
+    async def create(self, tenant: str, new: NewUpload) -> Upload:
+        """Begin one."""
+        now = int(self._unix())
+        upload = Upload(
+            id=new_id("upload"),
+            tenant=tenant,
+            filename=new.file.filename,
+            purpose=new.file.purpose,
+            bytes=new.bytes,
+            content_type=new.file.content_type,
+            status=UploadStatus.PENDING,
+            created_unix=now,
+            expires_unix=now + LIFE_S,
+            file_expires_after_s=new.file.expires_after_s,
+        )
+        await self._shelf.put_upload(upload)
+        return upload
+
+    async def pending(self, tenant: str, id: str) -> Upload:
+        """The upload, if it takes parts now."""
+        if (tenant, id) in self._ending:
+            raise _under_way(id)
+        return self._checked(await self._get(tenant, id))
+
+    async def add_part(self, upload: Upload, content: SpoolFile) -> Part:
+        """Keep a part whose content is whole in the spool. Durable on return."""
+        parts = await self._shelf.parts(upload.id)
+        if len(parts) >= PARTS_MAX or sum(part.bytes for part in parts) + content.bytes > self._bytes_max:
+            message = f"an upload has at most {PARTS_MAX} parts, and {self._bytes_max} bytes in all of them"
+            raise ApiError(400, message, code="upload_too_large", param="data")
+        part = Part(id=new_id("part"), upload=upload.id, bytes=content.bytes, created_unix=int(self._unix()))
+        key = part_key(upload.tenant, upload.id, part.id)
+        await self._objects.put(key, content.path, sha256=content.sha256)
+        try:
+            await self.pending(upload.tenant, upload.id)  # it may have ended; from here to the catalogue it can't
+        except ApiError:
+            await self._objects.delete(key)
+            raise
+        await self._shelf.add_part(part)
+        return part
+
+    async def complete(self, tenant: str, id: str, wanted: Completion) -> tuple[Upload, StoredFile | None]:
+        """Make the file of these parts, in this order; durable on return.
+
+        Again with the same parts it gives the same file (None when that was deleted), also after a crash: the file's
+        id follows from them.
+        """
+        file_id = derived_id("file", id, *wanted.part_ids)
+        with self._alone(tenant, id):
+            upload = await self._get(tenant, id)
+            if upload.file_id == file_id:
+                return upload, await self._shelf.file(tenant, file_id)
+            parts = _chosen(self._checked(upload), await self._shelf.parts(id), wanted)
+            async with self._spool.file(upload.bytes) as content:
+                await self._join(upload, parts, content, wanted.md5)
+                file = self._files.made(tenant, file_id, _new_file(upload), content)
+                await self._files.store(file, content)
+            upload = replace(upload, status=UploadStatus.COMPLETED, file_id=file_id)
+            await self._shelf.complete_upload(upload, file)
+            crash_point("upload.after_record")
+            return upload, file
+
+    async def cancel(self, tenant: str, id: str) -> Upload:
+        """Give it up; its parts are cleared away later."""
+        with self._alone(tenant, id):
+            upload = replace(self._checked(await self._get(tenant, id)), status=UploadStatus.CANCELLED)
+            await self._shelf.end_upload(upload)
+            return upload
+
+    async def expire(self, now_unix: int) -> int:
+        """End uploads whose time is over, at most `EXPIRED_MAX`; how many. One that is being completed is left."""
+        expired = await self._shelf.expired_uploads(now_unix, EXPIRED_MAX)
+        for upload in expired:
+            with contextlib.suppress(ApiError), self._alone(upload.tenant, upload.id):
+                found = await self._get(upload.tenant, upload.id)
+                if found.status is UploadStatus.PENDING:
+                    await self._shelf.end_upload(replace(found, status=UploadStatus.EXPIRED))
+        return len(expired)
+
+    async def _join(self, upload: Upload, parts: Sequence[Part], content: SpoolFile, md5: str | None) -> None:
+        """The parts, one behind the other, into the spool."""
+        digest = hashlib.md5(usedforsecurity=False)
+        for part in parts:
+            try:
+                async for piece in self._objects.read(part_key(upload.tenant, upload.id, part.id)):
+                    await content.write(piece)
+                    if md5 is not None:
+                        await asyncio.to_thread(digest.update, piece)
+            except NotFound:
+                raise ObjectsUnavailable(f"{part.id} of {upload.id} is missing in the object store") from None
+        await content.finish()
+        if content.bytes != upload.bytes:
+            raise ObjectsUnavailable(f"the parts of {upload.id} in the object store are {content.bytes} bytes long")
+        if md5 is not None and md5 != digest.hexdigest():
+            raise ApiError(400, "the parts do not have this md5", code="checksum_mismatch", param="md5")
+
+    async def _get(self, tenant: str, id: str) -> Upload:
+        upload = await self._shelf.upload(tenant, id) if is_id("upload", id) else None
+        if upload is None:
+            raise ApiError(404, f"No such Upload object: {id[:200]}", code="upload_not_found", param="upload_id")
+        return upload
+
+    def _checked(self, upload: Upload) -> Upload:
+        """The upload itself. Raises `ApiError` 400 unless it is pending and in time."""
+        overdue = upload.status is UploadStatus.PENDING and upload.expires_unix <= self._unix()
+        status = UploadStatus.EXPIRED if overdue else upload.status
+        if status is not UploadStatus.PENDING:
+            raise ApiError(400, f"upload {upload.id} is {status}", code="upload_not_pending", param="upload_id")
+        return upload
+
+    @contextlib.contextmanager
+    def _alone(self, tenant: str, id: str) -> Iterator[None]:
+        """Ends of one upload come one at a time, and no part comes meanwhile."""
+        if (tenant, id) in self._ending:
+            raise _under_way(id)
+        self._ending.add((tenant, id))
+        try:
+            yield
+        finally:
+            self._ending.remove((tenant, id))
+
+
+def _chosen(upload: Upload, parts: Sequence[Part], wanted: Completion) -> list[Part]:
+    known = {part.id: part for part in parts}
+    unknown = next((id for id in wanted.part_ids if id not in known), None)
+    if unknown is not None:
+        raise bad("part_ids", f"{unknown[:100]} is no part of this upload")
+    chosen = [known[id] for id in wanted.part_ids]
+    size = sum(part.bytes for part in chosen)
+    if size != upload.bytes:
+        raise bad("part_ids", f"these parts have {size} bytes, the upload was to have {upload.bytes}")
+    return chosen
+
+
+def _new_file(upload: Upload) -> NewFile:
+    return NewFile(
+        filename=upload.filename,
+        purpose=upload.purpose,
+        content_type=upload.content_type,
+        expires_after_s=upload.file_expires_after_s,
+    )
+
+
+def _under_way(id: str) -> ApiError:
+    message = f"upload {id} is being ended"
+    return ApiError(409, message, code="upload_under_way", param="upload_id", headers={"retry-after": "1"})
