@@ -125,16 +125,17 @@ class Shelf(Protocol):
         """The tenant's upload."""
 
     async def add_part(self, part: Part) -> None:
-        """Keep it."""
+        """Keep it. Raises `errors.NotFound` when the upload is not pending any more; its content is garbage then."""
 
     async def parts(self, upload: str) -> tuple[Part, ...]:
         """In order of creation."""
 
     async def complete_upload(self, upload: Upload, file: StoredFile) -> None:
-        """Keep the file and the upload's end together; its parts become garbage."""
+        """Keep the file and the upload's end together; its parts become garbage. Idempotent by the file's id. Raises
+        `errors.NotFound` when the upload has ended otherwise; the file's content is garbage then."""
 
     async def end_upload(self, upload: Upload) -> None:
-        """Keep its end (cancelled or expired); its parts become garbage."""
+        """Keep its end (cancelled or expired) unless it has ended already; its parts become garbage."""
 
     async def expired_uploads(self, now_unix: int, limit: int) -> tuple[Upload, ...]:
         """Pending ones of every tenant whose time is over."""

@@ -46,8 +46,6 @@ class Uploads:
         self._files = files
         self._unix = unix
         self._bytes_max = bytes_max
-        self._ending: set[tuple[str, str]] = set()
-        """Uploads whose end is under way, by tenant and id: a long one takes minutes."""
 
     async def create(self, tenant: str, new: NewUpload) -> Upload:
         """Begin one."""
@@ -69,8 +67,6 @@ class Uploads:
 
     async def pending(self, tenant: str, id: str) -> Upload:
         """The upload, if it takes parts now."""
-        if (tenant, id) in self._ending:
-            raise _under_way(id)
         return self._checked(await self._get(tenant, id))
 
     async def add_part(self, upload: Upload, content: SpoolFile) -> Part:
@@ -82,50 +78,45 @@ class Uploads:
         part = Part(id=new_id("part"), upload=upload.id, bytes=content.bytes, created_unix=int(self._unix()))
         key = part_key(upload.tenant, upload.id, part.id)
         await self._objects.put(key, content.path, sha256=content.sha256)
-        try:
-            await self.pending(upload.tenant, upload.id)  # it may have ended; from here to the catalogue it can't
-        except ApiError:
-            await self._objects.delete(key)
-            raise
-        await self._shelf.add_part(part)
+        with _ended_meanwhile(upload):
+            await self._shelf.add_part(part)
         return part
 
     async def complete(self, tenant: str, id: str, wanted: Completion) -> tuple[Upload, StoredFile | None]:
         """Make the file of these parts, in this order; durable on return.
 
-        Again with the same parts it gives the same file (None when that was deleted), also after a crash: the file's
-        id follows from them.
+        Again with the same parts, at once or later or after a crash, it gives the same file (None when that was
+        deleted): the file's id follows from them.
         """
+        upload = await self._get(tenant, id)
         file_id = derived_id("file", id, *wanted.part_ids)
-        with self._alone(tenant, id):
-            upload = await self._get(tenant, id)
-            if upload.file_id == file_id:
-                return upload, await self._shelf.file(tenant, file_id)
-            parts = _chosen(self._checked(upload), await self._shelf.parts(id), wanted)
-            async with self._spool.file(upload.bytes) as content:
-                await self._join(upload, parts, content, wanted.md5)
-                file = self._files.made(tenant, file_id, _new_file(upload), content)
-                await self._files.store(file, content)
-            upload = replace(upload, status=UploadStatus.COMPLETED, file_id=file_id)
-            await self._shelf.complete_upload(upload, file)
-            crash_point("upload.after_record")
-            return upload, file
+        if upload.file_id == file_id:
+            return upload, await self._shelf.file(tenant, file_id)
+        parts = _chosen(self._checked(upload), await self._shelf.parts(id), wanted)
+        async with self._spool.file(upload.bytes) as content:
+            await self._join(upload, parts, content, wanted.md5)
+            file = self._files.made(tenant, file_id, _new_file(upload), content)
+            await self._files.store(file, content)
+        done = replace(upload, status=UploadStatus.COMPLETED, file_id=file_id)
+        with _ended_meanwhile(upload):
+            await self._shelf.complete_upload(done, file)
+        crash_point("upload.after_record")
+        return done, file
 
     async def cancel(self, tenant: str, id: str) -> Upload:
         """Give it up; its parts are cleared away later."""
-        with self._alone(tenant, id):
-            upload = replace(self._checked(await self._get(tenant, id)), status=UploadStatus.CANCELLED)
-            await self._shelf.end_upload(upload)
-            return upload
+        upload = await self.pending(tenant, id)
+        await self._shelf.end_upload(replace(upload, status=UploadStatus.CANCELLED))
+        ended = await self._get(tenant, id)
+        if ended.status is not UploadStatus.CANCELLED:
+            raise _not_pending(ended, ended.status)
+        return ended
 
     async def expire(self, now_unix: int) -> int:
-        """End uploads whose time is over, at most `EXPIRED_MAX`; how many. One that is being completed is left."""
+        """End uploads whose time is over, at most `EXPIRED_MAX`; how many."""
         expired = await self._shelf.expired_uploads(now_unix, EXPIRED_MAX)
         for upload in expired:
-            with contextlib.suppress(ApiError), self._alone(upload.tenant, upload.id):
-                found = await self._get(upload.tenant, upload.id)
-                if found.status is UploadStatus.PENDING:
-                    await self._shelf.end_upload(replace(found, status=UploadStatus.EXPIRED))
+            await self._shelf.end_upload(replace(upload, status=UploadStatus.EXPIRED))
         return len(expired)
 
     async def _join(self, upload: Upload, parts: Sequence[Part], content: SpoolFile, md5: str | None) -> None:
@@ -156,19 +147,18 @@ class Uploads:
         overdue = upload.status is UploadStatus.PENDING and upload.expires_unix <= self._unix()
         status = UploadStatus.EXPIRED if overdue else upload.status
         if status is not UploadStatus.PENDING:
-            raise ApiError(400, f"upload {upload.id} is {status}", code="upload_not_pending", param="upload_id")
+            raise _not_pending(upload, status)
         return upload
 
-    @contextlib.contextmanager
-    def _alone(self, tenant: str, id: str) -> Iterator[None]:
-        """Ends of one upload come one at a time, and no part comes meanwhile."""
-        if (tenant, id) in self._ending:
-            raise _under_way(id)
-        self._ending.add((tenant, id))
-        try:
-            yield
-        finally:
-            self._ending.remove((tenant, id))
+
+@contextlib.contextmanager
+def _ended_meanwhile(upload: Upload) -> Iterator[None]:
+    """The catalogue knows best: another call may have ended the upload while this one worked."""
+    try:
+        yield
+    except NotFound:
+        message = f"upload {upload.id} ended meanwhile"
+        raise ApiError(400, message, code="upload_not_pending", param="upload_id") from None
 
 
 def _chosen(upload: Upload, parts: Sequence[Part], wanted: Completion) -> list[Part]:
@@ -192,6 +182,5 @@ def _new_file(upload: Upload) -> NewFile:
     )
 
 
-def _under_way(id: str) -> ApiError:
-    message = f"upload {id} is being ended"
-    return ApiError(409, message, code="upload_under_way", param="upload_id", headers={"retry-after": "1"})
+def _not_pending(upload: Upload, status: UploadStatus) -> ApiError:
+    return ApiError(400, f"upload {upload.id} is {status}", code="upload_not_pending", param="upload_id")
