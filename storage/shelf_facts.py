@@ -1,0 +1,124 @@
+"""The catalogue's facts one by one, as their records in the object store name them. Jobs: they block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.documents.keys import record_key
+from orchestrator.documents.model import FileBatch, Part, StoredFile, StoreFile, Upload, VectorStore
+from storage.shelf_tables import BATCHES, FILES, PARTS, STORE_FILES, STORES, UPLOADS, Table, Value, next_serials
+
+if TYPE_CHECKING:
+    from storage.shelf_tables import Connection
+
+KINDS: dict[str, type[Value]] = {
+    "file": StoredFile,
+    "upload": Upload,
+    "part": Part,
+    "store": VectorStore,
+    "store_file": StoreFile,
+    "batch": FileBatch,
+}
+"""By the name that stands in records and their keys."""
+_TABLES: dict[str, Table[Any]] = {
+    "file": FILES,
+    "upload": UPLOADS,
+    "part": PARTS,
+    "store": STORES,
+    "store_file": STORE_FILES,
+    "batch": BATCHES,
+}
+_NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Which fact. `id` of a store's file is made of both ids."""
+
+    kind: str
+    tenant: str
+    id: str
+
+    @property
+    def key(self) -> str:
+        """Where its record is."""
+        return record_key(self.tenant, self.kind, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A value of the catalogue, and its place among those created in the same second."""
+
+    name: Name
+    value: Value
+    serial: int
+
+
+def named(value: Value, tenant: str | None = None) -> Name:
+    """The name of a value; `tenant` is that of the upload for a part, which does not tell it."""
+    id = f"{value.store}.{value.file}" if isinstance(value, StoreFile) else value.id
+    owner = tenant if isinstance(value, Part) else value.tenant
+    assert owner is not None
+    return Name(_NAMES[type(value)], owner, id)
+
+
+def find(connection: Connection, name: Name) -> Fact | None:
+    """What the catalogue says of it."""
+    if name.kind == "store_file":
+        store, _, file = name.id.partition(".")
+        rows = STORE_FILES.numbered(connection, "WHERE file = ?", [file])
+        found = next((row for row in rows if row[0].store == store), None)
+    else:
+        found = _TABLES[name.kind].find(connection, name.id)
+    return Fact(name, *found) if found else None
+
+
+def fresh(connection: Connection) -> bool:
+    """Whether `settle` was never called."""
+    return not connection.execute("SELECT 1 FROM meta WHERE name = 'settled'").fetchall()
+
+
+def settle(connection: Connection) -> None:
+    """The catalogue has all that it should."""
+    if fresh(connection):
+        connection.execute("INSERT INTO meta VALUES ('settled', 1)")
+
+
+def doubt(connection: Connection, names: Sequence[Name]) -> Sequence[int]:
+    """See `DuckShelf.doubt`."""
+    rows = [(name.kind, name.tenant, name.id) for name in names]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    connection.execute("INSERT INTO doubts SELECT unnest(?), unnest(?), unnest(?)", columns)
+    return next_serials(connection, len(names))
+
+
+def sure(connection: Connection, names: Sequence[Name]) -> None:
+    """See `DuckShelf.sure`."""
+    connection.execute("DELETE FROM doubts WHERE id IN (SELECT unnest(?))", [[name.id for name in names]])
+
+
+def doubtful(connection: Connection, limit: int) -> tuple[Name, ...]:
+    """See `DuckShelf.doubtful`."""
+    rows = connection.execute("SELECT DISTINCT kind, tenant, id FROM doubts LIMIT ?", [limit]).fetchall()
+    return tuple(Name(*row) for row in rows)
+
+
+def refill(connection: Connection, facts: Sequence[Fact], above: int) -> None:
+    """See `DuckShelf.refill`."""
+    for name in (*(table.name for table in _TABLES.values()), "embedders", "garbage", "doubts"):
+        connection.execute(f"DELETE FROM {name}")
+    connection.execute("UPDATE meta SET value = greatest(value, ?) WHERE name = 'serial'", [above])
+    for kind, table in _TABLES.items():
+        chosen = sorted((fact for fact in facts if fact.name.kind == kind), key=lambda fact: fact.serial)
+        values = [fact.value for fact in chosen]
+        if kind == "store_file":
+            values = list(_anew(values, next_serials(connection, len(values))))
+        table.insert(connection, values, [fact.serial for fact in chosen])
+    connection.execute("INSERT INTO embedders SELECT DISTINCT embedder FROM stores WHERE embedder <> ''")
+
+
+def _anew(files: Iterable[Any], entries: Iterable[int]) -> Iterable[StoreFile]:
+    """Under fresh entries: an index may still hold other files under old ones."""
+    return (replace(file, entry=entry) for file, entry in zip(files, entries, strict=True))

@@ -1,0 +1,227 @@
+"""Vector stores and their files in the catalogue. Jobs: they block."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from orchestrator.documents.model import FileBatch, FileCounts, IngestStatus, Page, StoreFile, VectorStore
+from storage.shelf_garbage import leave, name
+from storage.shelf_listing import listing
+from storage.shelf_tables import BATCHES, FILES, STORE_FILES, STORES, next_serials
+
+if TYPE_CHECKING:
+    from storage.shelf_tables import Connection
+
+FOUND = ("status", "last_error", "usage_bytes", "chunks", "passages")
+"""What the job of a file finds."""
+REMOVED_KEPT_MAX = 10_000
+
+
+class Removed:
+    """Stores removed not long ago: a change that comes late does not bring one back. Used on the writer's thread."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+
+    def add(self, id: str) -> None:
+        """It was removed."""
+        self._ids[id] = None
+        while len(self._ids) > REMOVED_KEPT_MAX:
+            del self._ids[next(iter(self._ids))]
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._ids
+
+
+def put_store(connection: Connection, store: VectorStore, removed: Removed) -> None:
+    """See `ports.Shelf.put_store`. Nothing, if it was removed."""
+    if not STORES.update(connection, store):
+        if store.id in removed:
+            return
+        STORES.insert(connection, [store], next_serials(connection, 1))
+    if store.embedder:
+        connection.execute("INSERT OR IGNORE INTO embedders VALUES (?)", [store.embedder])
+
+
+def find_store(connection: Connection, tenant: str, id: str) -> VectorStore | None:
+    """The tenant's store."""
+    found = STORES.find(connection, id)
+    return found[0] if found and found[0].tenant == tenant else None
+
+
+def list_stores(connection: Connection, tenant: str, page: Page) -> tuple[tuple[VectorStore, ...], bool]:
+    """See `ports.Shelf.stores`."""
+
+    def find(id: str) -> tuple[VectorStore, int] | None:
+        found = STORES.find(connection, id)
+        return found if found and found[0].tenant == tenant else None
+
+    return listing(connection, STORES, {"tenant": tenant}, page, find)
+
+
+def all_stores(connection: Connection) -> tuple[VectorStore, ...]:
+    """Of every tenant."""
+    return tuple(STORES.all(connection, "ORDER BY created_unix, serial"))
+
+
+def remove_store(connection: Connection, tenant: str, id: str, removed: Removed) -> VectorStore | None:
+    """See `ports.Shelf.remove_store`."""
+    store = find_store(connection, tenant, id)
+    if store is None:
+        return None
+    members = all_store_files(connection, id)
+    connection.execute("DELETE FROM store_files WHERE store = ?", [id])
+    connection.execute("DELETE FROM batches WHERE store = ?", [id])
+    connection.execute("DELETE FROM stores WHERE id = ?", [id])
+    leave(connection, members)
+    removed.add(id)
+    return store
+
+
+def batches(connection: Connection, store: str) -> tuple[FileBatch, ...]:
+    """The store's."""
+    return tuple(BATCHES.all(connection, "WHERE store = ?", [store]))
+
+
+def counts(connection: Connection, stores: Collection[str]) -> Mapping[str, tuple[FileCounts, int]]:
+    """See `ports.Shelf.counts`."""
+    query = (
+        "SELECT store, status, count(*), sum(usage_bytes) FROM store_files"
+        " WHERE store IN (SELECT unnest(?)) GROUP BY store, status"
+    )
+    states: dict[str, dict[str, int]] = {store: {} for store in stores}
+    used = dict.fromkeys(stores, 0)
+    for store, status, files, bytes_ in connection.execute(query, [list(stores)]).fetchall():
+        states[store][status] = files
+        used[store] += int(bytes_)
+    return {store: (FileCounts(**states[store]), used[store]) for store in states}
+
+
+def once_each(files: Sequence[StoreFile]) -> tuple[StoreFile, ...]:
+    """Of the same file in the same store, the last."""
+    return tuple({(file.store, file.file): file for file in files}.values())
+
+
+def add_store_files(
+    connection: Connection, files: Sequence[StoreFile], batch: FileBatch | None, entries: Sequence[int] | None
+) -> tuple[StoreFile, ...] | None:
+    """See `ports.Shelf.add_store_files`; None, and nothing is kept, when a store or file of them is not there.
+
+    `entries` were had from `next_serials`; None: fresh ones.
+    """
+    files = once_each(files)
+    if not _all_there(connection, files):
+        return None
+    entries = entries or next_serials(connection, len(files))
+    added = [replace(file, entry=entry) for file, entry in zip(files, entries, strict=True)]
+    replaced = _same(connection, files)
+    connection.execute("DELETE FROM store_files WHERE entry IN (SELECT unnest(?))", [[old.entry for old in replaced]])
+    STORE_FILES.insert(connection, added, entries)
+    if batch is not None:
+        BATCHES.insert(connection, [batch], next_serials(connection, 1))
+    leave(connection, replaced)
+    return tuple(added)
+
+
+def _all_there(connection: Connection, files: Sequence[StoreFile]) -> bool:
+    stores = {store: find_store(connection, tenant, store) for store, tenant in {(f.store, f.tenant) for f in files}}
+    wanted = {(file.file, file.tenant) for file in files}
+    known = FILES.all(connection, "WHERE id IN (SELECT unnest(?))", [[file for file, _ in wanted]])
+    return all(stores.values()) and wanted <= {(file.id, file.tenant) for file in known}
+
+
+def _same(connection: Connection, files: Sequence[StoreFile]) -> list[StoreFile]:
+    """The entries that have these files in these stores now."""
+    places = {(file.store, file.file) for file in files}
+    rows = STORE_FILES.all(connection, "WHERE file IN (SELECT unnest(?))", [[file for _, file in places]])
+    return [row for row in rows if (row.store, row.file) in places]
+
+
+def find_store_file(connection: Connection, tenant: str, store: str, file: str) -> StoreFile | None:
+    """One membership."""
+    found = _numbered(connection, store, file)
+    return found[0] if found and found[0].tenant == tenant else None
+
+
+def _numbered(connection: Connection, store: str, file: str) -> tuple[StoreFile, int] | None:
+    rows = STORE_FILES.numbered(connection, "WHERE file = ?", [file])
+    return next((row for row in rows if row[0].store == store), None)
+
+
+def list_store_files(
+    connection: Connection, tenant: str, store: str, page: Page, status: IngestStatus | None, batch: str | None
+) -> tuple[tuple[StoreFile, ...], bool]:
+    """See `ports.Shelf.store_files`. A cursor whose file has another status by now is still in the listing."""
+
+    def find(file: str) -> tuple[StoreFile, int] | None:
+        found = _numbered(connection, store, file)
+        return found if found and found[0].tenant == tenant and batch in (None, found[0].batch) else None
+
+    given = {"store": store, "tenant": tenant, "status": status and status.value, "batch": batch}
+    return listing(connection, STORE_FILES, given, page, find)
+
+
+def all_store_files(connection: Connection, store: str) -> tuple[StoreFile, ...]:
+    """Every file of a store, by entry."""
+    return tuple(STORE_FILES.all(connection, "WHERE store = ? ORDER BY entry", [store]))
+
+
+def put_store_file(connection: Connection, file: StoreFile) -> bool:
+    """See `ports.Shelf.put_store_file`. What it has read is garbage where the entry is gone and no other names it."""
+    found = STORE_FILES.find(connection, file.entry)
+    if found is None or found[0].status is IngestStatus.CANCELLED:
+        leave(connection, [file])
+        return False
+    STORE_FILES.update(connection, file, FOUND)
+    if file.passages:
+        name(connection, file.tenant, file.passages)
+    if found[0].passages != file.passages:
+        leave(connection, [found[0]])
+    return True
+
+
+def set_attributes(connection: Connection, file: StoreFile) -> bool:
+    """See `ports.Shelf.set_attributes`."""
+    return STORE_FILES.update(connection, file, ["attributes"])
+
+
+def remove_store_file(connection: Connection, tenant: str, store: str, file: str) -> StoreFile | None:
+    """See `ports.Shelf.remove_store_file`."""
+    found = find_store_file(connection, tenant, store, file)
+    if found is not None:
+        connection.execute("DELETE FROM store_files WHERE entry = ?", [found.entry])
+        leave(connection, [found])
+    return found
+
+
+def unfinished(connection: Connection, limit: int) -> tuple[StoreFile, ...]:
+    """See `ports.Shelf.unfinished`."""
+    rest = "WHERE status = ? ORDER BY created_unix, serial LIMIT ?"
+    return tuple(STORE_FILES.all(connection, rest, [IngestStatus.IN_PROGRESS.value, limit]))
+
+
+def find_batch(connection: Connection, tenant: str, store: str, id: str) -> FileBatch | None:
+    """The store's batch."""
+    found = BATCHES.find(connection, id)
+    return found[0] if found and (found[0].tenant, found[0].store) == (tenant, store) else None
+
+
+def batch_files(connection: Connection, batch: str) -> tuple[StoreFile, ...]:
+    """What is left of them."""
+    return tuple(STORE_FILES.all(connection, "WHERE batch = ? ORDER BY entry", [batch]))
+
+
+def batch_counts(connection: Connection, batch: str) -> FileCounts:
+    """See `ports.Shelf.batch_counts`."""
+    query = "SELECT status, count(*) FROM store_files WHERE batch = ? GROUP BY status"
+    return FileCounts(**dict(connection.execute(query, [batch]).fetchall()))
+
+
+def cancel_batch(connection: Connection, batch: FileBatch) -> None:
+    """See `ports.Shelf.cancel_batch`."""
+    connection.execute("UPDATE batches SET cancelled = true WHERE id = ?", [batch.id])
+    cancelled, running = IngestStatus.CANCELLED.value, IngestStatus.IN_PROGRESS.value
+    query = "UPDATE store_files SET status = ? WHERE batch = ? AND status = ?"
+    connection.execute(query, [cancelled, batch.id, running])
