@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from orchestrator.cli.document_commands import files_app, search, stores_app
+from orchestrator.cli.options import Config, Json, Url
 
 app = typer.Typer(
     name="orchestrator",
@@ -17,10 +19,10 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys_app, name="keys")
+app.add_typer(files_app, name="files")
+app.add_typer(stores_app, name="stores")
+app.command()(search)
 
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="orchestrator.toml to read.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Url = Annotated[str | None, typer.Option("--url", help="The service; default: ORCHESTRATOR_URL, or as configured.")]
 Model = Annotated[str, typer.Argument(help="A configured model's id.")]
 
 

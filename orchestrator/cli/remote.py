@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,26 @@ POLL_S = 0.25
 PLAIN_LINE_S = 5.0
 """How often a line is printed where there is no terminal to redraw."""
 TIMEOUT_S = 30.0
+UPLOAD_TIMEOUT_S = 900.0
+"""What the service may take to put a file away, once it has all of it: a bucket may be slow."""
+
+
+class Refused(OrchestratorError):
+    """The service answered with an error."""
+
+    def __init__(self, message: str, *, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Lost(OrchestratorError):
+    """The connection broke in the middle of an answer."""
 
 
 class Remote:
-    """A running service."""
+    """A running service. Every call blocks; each raises `OrchestratorError` with a sentence for people: `Refused` for
+    what the service said."""
 
     def __init__(self, url: str, key: str | None) -> None:
         import httpx
@@ -31,12 +47,23 @@ class Remote:
         self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
 
     def get(self, path: str, **query: str) -> Any:
-        """The JSON of an answer. Raises `OrchestratorError` with a sentence for people."""
-        return self._call("GET", path, query)
+        """The JSON of an answer."""
+        return self._call("GET", path, params=query)
 
-    def post(self, path: str) -> Any:
+    def post(self, path: str, body: object = None) -> Any:
+        """Likewise; `body` is sent as JSON."""
+        return self._call("POST", path, json=body)
+
+    def delete(self, path: str) -> Any:
         """Likewise."""
-        return self._call("POST", path, {})
+        return self._call("DELETE", path)
+
+    def upload(self, path: str, body: Iterator[bytes], headers: Mapping[str, str]) -> Any:
+        """Likewise; `body` is sent as it comes. Waits up to `UPLOAD_TIMEOUT_S` for the service to put it away."""
+        import httpx
+
+        timeout = httpx.Timeout(TIMEOUT_S, read=UPLOAD_TIMEOUT_S)
+        return self._call("POST", path, content=body, headers=dict(headers), timeout=timeout)
 
     def stream(self, path: str, **query: str) -> Iterator[bytes]:
         """The bytes of an answer as they come."""
@@ -51,18 +78,42 @@ class Remote:
         except httpx.TransportError:
             raise OrchestratorError(f"the orchestrator at {self.url} went away") from None
 
-    def _call(self, method: str, path: str, query: dict[str, str]) -> Any:
+    def content(self, path: str, start: int) -> Iterator[bytes]:
+        """The bytes of a file from `start` on, as they come. Raises `Lost` when they break off."""
+        import httpx
+
+        headers = {"range": f"bytes={start}-", "accept-encoding": "identity"} if start else {}
+        try:
+            with self._client.stream("GET", path, headers=headers) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _error(answer)
+                skip = 0 if answer.status_code == 206 else start
+                for data in answer.iter_bytes():
+                    yield data[skip:]
+                    skip = max(0, skip - len(data))
+        except httpx.TransportError:
+            raise Lost(f"the connection to {self.url} broke off") from None
+
+    def _call(self, method: str, path: str, **how: Any) -> Any:
         import httpx
 
         try:
-            answer = self._client.request(method, path, params=query)
-        except httpx.TransportError:
+            answer = self._client.request(method, path, **how)
+        except (httpx.ConnectError, httpx.UnsupportedProtocol):
             raise OrchestratorError(
                 f"no orchestrator answers at {self.url}; start it with `orchestrator serve`, or name it with --url"
             ) from None
+        except httpx.TimeoutException:
+            raise OrchestratorError(f"the orchestrator at {self.url} did not answer in time") from None
+        except httpx.TransportError:
+            raise Lost(f"the connection to {self.url} broke off") from None
         if answer.status_code >= 400:
             raise _error(answer)
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError:
+            raise OrchestratorError(f"what answers at {self.url} is no orchestrator") from None
 
 
 def connect(url: str | None, config: Path | None) -> Remote:
@@ -130,7 +181,7 @@ def pull(remote: Remote, model: str, *, as_json: bool) -> int:
     if as_json:
         typer.echo(json.dumps(view))
     elif view["weights"]["state"] == "present":
-        typer.echo(f"{model}: {_size(view['weights']['total_bytes'])} of weights are here")
+        typer.echo(f"{model}: {size(view['weights']['total_bytes'])} of weights are here")
     return 0 if view["weights"]["state"] == "present" else _outcome(view)
 
 
@@ -151,8 +202,8 @@ def progress_line(view: dict[str, Any]) -> str:
     weights = view["weights"] or {}
     parts = [view["phase"], view["note"]]
     if view["phase"] == "pulling" and weights.get("total_bytes"):
-        rate = f" at {_size(weights['bytes_per_s'])}/s" if weights.get("bytes_per_s") else ""
-        parts = ["pulling", f"{_size(weights['done_bytes'])} of {_size(weights['total_bytes'])}{rate}"]
+        rate = f" at {size(weights['bytes_per_s'])}/s" if weights.get("bytes_per_s") else ""
+        parts = ["pulling", f"{size(weights['done_bytes'])} of {size(weights['total_bytes'])}{rate}"]
     elif view["progress"] is not None:
         parts.append(f"{view['progress']:.0%}")
     parts.append(f"{view['elapsed_s']:.0f} s")
@@ -231,7 +282,8 @@ def _outcome(view: dict[str, Any]) -> int:
     return 1
 
 
-def _size(count: float | None) -> str:
+def size(count: float | None) -> str:
+    """For people: ``1.5 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if (count or 0) < 1000 or unit == "GB":
             return f"{count or 0:.{0 if unit in ('B', 'kB') else 1}f} {unit}"
@@ -239,11 +291,13 @@ def _size(count: float | None) -> str:
     return ""
 
 
-def _error(answer: Any) -> OrchestratorError:
+def _error(answer: Any) -> Refused:
     try:
-        message = answer.json()["error"]["message"]
+        message = str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"it answered {answer.status_code}"
     if answer.status_code in (401, 403):
-        message += "; set ORCHESTRATOR_API_KEY to a key with the scopes monitor and admin"
-    return OrchestratorError(message)
+        scopes = "scope upload" if answer.request.url.path.startswith("/v1/") else "scopes monitor and admin"
+        message += f"; set ORCHESTRATOR_API_KEY to a key with the {scopes}"
+    wait = answer.headers.get("retry-after", "")
+    return Refused(message, status=answer.status_code, retry_after_s=float(wait) if wait.isdecimal() else None)
