@@ -77,7 +77,7 @@ def _comparison(kind: object, key: str, value: object, where: str) -> Filter:
     if kind in ("eq", "ne"):
         one, negated = _typed(value), kind == "ne"
         return lambda attributes: (key in attributes and _typed(attributes[key]) == one) is not negated
-    if kind not in _ORDERED:
+    if not isinstance(kind, str) or kind not in _ORDERED:
         raise _bad("type is one of eq, ne, gt, gte, lt, lte, in, nin, and, or", f"{where}.type")
     if isinstance(value, bool):
         raise _bad(f"{kind} compares numbers or strings", f"{where}.value")

@@ -1,0 +1,210 @@
+"""From a stored file to what an index takes: its passages and their vectors, each made once for the same content."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO
+
+from orchestrator.crash import crash_point
+from orchestrator.documents.embedders import Embedders
+from orchestrator.documents.grouping import Grouped
+from orchestrator.documents.keys import file_key, passages_key, vectors_key
+from orchestrator.documents.model import Passages, StoredFile, StoreFile
+from orchestrator.documents.passages import PASSAGES_BYTES_MAX, decode, encode
+from orchestrator.documents.pieces import Pieces, pieces
+from orchestrator.documents.ports import Embedder, Extractor, Indexed, ObjectStore, Shelf, Source
+from orchestrator.errors import EmbedderUnavailable, NotFound
+
+if TYPE_CHECKING:
+    from orchestrator.documents.ports import Vectors
+
+EMBED_ROUND_MAX = 64
+"""Texts of one call to an embedder, of one document or of several."""
+VECTORS_BYTES_MAX = 2**30
+READ_SHARE = 0.1
+"""How much of a file's progress its reading is; the rest is embedding."""
+_SHAPE = struct.Struct("<II")
+"""What stands before a document's vectors: rows, dimension. They follow as little-endian float16."""
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Read:
+    """A document that is ready to be indexed."""
+
+    digest: str
+    indexed: Indexed
+    embedder: str
+    """Whose vectors they are; empty: there are none."""
+    dimension: int
+    bytes: int
+    """What its passages and vectors take."""
+
+
+class Reading:
+    """Does the work of a job up to the index. Everything it makes is kept in the object store and found there again."""
+
+    def __init__(
+        self, *, shelf: Shelf, objects: ObjectStore, extractor: Extractor, embedders: Embedders, folder: Path
+    ) -> None:
+        """`folder` takes local copies while they are read."""
+        self._shelf = shelf
+        self._objects = objects
+        self._extractor = extractor
+        self._embedders = embedders
+        self._folder = folder
+        self._embed: dict[str, Grouped[str, Vectors]] = {}
+
+    @property
+    def embedder(self) -> str:
+        """The name of the embedder that makes new vectors; empty: none does."""
+        return self._embedders.name
+
+    async def read(self, file: StoreFile, embedder: str, on_progress: OnProgress) -> Read | None:
+        """The file, with vectors of `embedder` (empty: without); None when the file is gone.
+
+        Vectors that are neither kept nor can be made any more, since that embedder is gone, are left out. Raises
+        `errors.Unreadable`, `errors.EmbedderFailed`; and `errors.ObjectsUnavailable` and `errors.EmbedderUnavailable`
+        for what may go better later.
+        """
+        stored = await self._shelf.file(file.tenant, file.file)
+        if stored is None:
+            return None
+        digest, passages, size = await self._passages(stored, file)
+        on_progress(READ_SHARE)
+        cut = pieces(passages)
+        vectors = None
+        if embedder and cut.texts:
+            vectors = await self._vectors(file.tenant, digest, embedder, cut, on_progress)
+        indexed = Indexed(
+            entry=file.entry,
+            title=passages.title,
+            chunks=passages.chunks,
+            owners=cut.owners if vectors is not None else (),
+            vectors=vectors,
+        )
+        return Read(
+            digest=digest,
+            indexed=indexed,
+            embedder=embedder,
+            dimension=0 if vectors is None else int(vectors.shape[1]),
+            bytes=size + (0 if vectors is None else 2 * int(vectors.size)),
+        )
+
+    async def content(self, file: StoreFile) -> Passages:
+        """What was read of a file that is completed. Raises `errors.NotFound` when it is not kept."""
+        kept = await self._objects.read_bytes(passages_key(file.tenant, file.passages), bytes_max=PASSAGES_BYTES_MAX)
+        return await asyncio.to_thread(decode, kept)
+
+    # --- passages ---
+
+    async def _passages(self, stored: StoredFile, file: StoreFile) -> tuple[str, Passages, int]:
+        """The digest that names them, themselves, and their size."""
+        digest = self._digest(stored, file)
+        for known in dict.fromkeys(filter(None, (file.passages, digest))):
+            try:
+                kept = await self._objects.read_bytes(passages_key(file.tenant, known), bytes_max=PASSAGES_BYTES_MAX)
+            except NotFound:
+                continue
+            return known, await asyncio.to_thread(decode, kept), len(kept)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            source = Source(path=Path(folder) / "source", filename=stored.filename, content_type=stored.content_type)
+            await self._fetch(file_key(stored.tenant, stored.id), source.path)
+            passages = await self._extractor.read(source, file.chunking, piece_tokens_max=self._piece_tokens_max())
+        encoded = await asyncio.to_thread(encode, passages)
+        crash_point("ingest.before_passages")
+        await self._objects.put_bytes(passages_key(file.tenant, digest), encoded)
+        crash_point("ingest.after_passages")
+        return digest, passages, len(encoded)
+
+    def _digest(self, stored: StoredFile, file: StoreFile) -> str:
+        """Of all that decides what reading gives."""
+        chunking = file.chunking
+        facts = (
+            stored.sha256,
+            PurePath(stored.filename).suffix.lower(),
+            stored.content_type,
+            self._extractor.version,
+            str(chunking.chunk_tokens_max),
+            str(chunking.overlap_tokens),
+            str(self._piece_tokens_max()),
+        )
+        return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _piece_tokens_max(self) -> int:
+        current = self._embedders.current
+        return current.piece_tokens_max if current else 256
+
+    async def _fetch(self, key: str, path: Path) -> None:
+        with await asyncio.to_thread(path.open, "wb") as file:
+            async for data in self._objects.read(key):
+                await asyncio.to_thread(_write, file, data)
+
+    # --- vectors ---
+
+    async def _vectors(
+        self, tenant: str, digest: str, embedder: str, cut: Pieces, on_progress: OnProgress
+    ) -> Vectors | None:
+        """A row for each piece."""
+        key = vectors_key(tenant, digest, embedder)
+        try:
+            kept = await self._objects.read_bytes(key, bytes_max=VECTORS_BYTES_MAX)
+            rows = await asyncio.to_thread(_unpacked, kept)
+        except NotFound:
+            rows = None
+        if rows is None or len(rows) != len(cut.texts):
+            maker = self._embedders.named(embedder)
+            if maker is None:
+                return None
+            rows = await self._embedded(maker, cut.texts, on_progress)
+            await self._keep(key, rows)
+        return await asyncio.to_thread(rows.__getitem__, list(cut.places))
+
+    async def _embedded(self, embedder: Embedder, texts: Sequence[str], on_progress: OnProgress) -> Vectors:
+        import numpy as np
+
+        embed = self._embed.get(embedder.name)
+        if embed is None:
+
+            async def work(round_: Sequence[str]) -> Sequence[Vectors]:
+                return list(await embedder.embed(round_, wait=True))
+
+            embed = Grouped(work, round_max=EMBED_ROUND_MAX, shared=(EmbedderUnavailable,))
+            self._embed[embedder.name] = embed
+        rows: list[Vectors] = []
+        for begin in range(0, len(texts), EMBED_ROUND_MAX):
+            rows += await embed(texts[begin : begin + EMBED_ROUND_MAX])
+            on_progress(READ_SHARE + (1 - READ_SHARE) * len(rows) / len(texts))
+        return await asyncio.to_thread(np.stack, rows)
+
+    async def _keep(self, key: str, rows: Vectors) -> None:
+        crash_point("ingest.before_vectors")
+        await self._objects.put_bytes(key, await asyncio.to_thread(_packed, rows))
+        crash_point("ingest.after_vectors")
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _packed(rows: Vectors) -> bytes:
+    return _SHAPE.pack(*rows.shape) + rows.astype("<f2").tobytes()
+
+
+def _unpacked(kept: bytes) -> Vectors | None:
+    """None for what is not whole."""
+    import numpy as np
+
+    if len(kept) < _SHAPE.size:
+        return None
+    count, dimension = _SHAPE.unpack_from(kept)
+    if len(kept) != _SHAPE.size + 2 * count * dimension:
+        return None
+    return np.frombuffer(kept, "<f2", offset=_SHAPE.size).reshape(count, dimension).astype(np.float32)
