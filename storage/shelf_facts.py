@@ -35,7 +35,7 @@ _NAMES = {kind: name for name, kind in KINDS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Which fact. `id` of a store's file is made of both ids."""
+    """Which fact. The `id` of a store's file is ``store.file``, that of a part ``upload.part``."""
 
     kind: str
     tenant: str
@@ -45,6 +45,12 @@ class Name:
     def key(self) -> str:
         """Where its record is."""
         return record_key(self.tenant, self.kind, self.id)
+
+    @property
+    def lock(self) -> str:
+        """Its changes, and those of what hangs on it, come one at a time: of a file, a store, an upload or a batch."""
+        first, _, second = self.id.partition(".")
+        return second if self.kind == "store_file" else first
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +62,24 @@ class Fact:
     serial: int
 
 
-def named(value: Value, tenant: str | None = None) -> Name:
-    """The name of a value; `tenant` is that of the upload for a part, which does not tell it."""
-    id = f"{value.store}.{value.file}" if isinstance(value, StoreFile) else value.id
-    owner = tenant if isinstance(value, Part) else value.tenant
-    assert owner is not None
-    return Name(_NAMES[type(value)], owner, id)
+def named(value: Value, tenant: str = "") -> Name:
+    """The name of a value. `tenant` is that of the upload, for a part, which does not tell it."""
+    kind = _NAMES[type(value)]
+    if isinstance(value, Part):
+        return Name(kind, tenant, f"{value.upload}.{value.id}")
+    if isinstance(value, StoreFile):
+        return Name(kind, value.tenant, f"{value.store}.{value.file}")
+    return Name(kind, value.tenant, value.id)
 
 
 def find(connection: Connection, name: Name) -> Fact | None:
     """What the catalogue says of it."""
+    first, _, second = name.id.partition(".")
     if name.kind == "store_file":
-        store, _, file = name.id.partition(".")
-        rows = STORE_FILES.numbered(connection, "WHERE file = ?", [file])
-        found = next((row for row in rows if row[0].store == store), None)
-    else:
-        found = _TABLES[name.kind].find(connection, name.id)
+        rows = STORE_FILES.numbered(connection, "WHERE file = ?", [second])
+        member = next((row for row in rows if row[0].store == first), None)
+        return Fact(name, *member) if member else None
+    found = _TABLES[name.kind].find(connection, second or first)
     return Fact(name, *found) if found else None
 
 

@@ -80,6 +80,12 @@ def find_upload(connection: Connection, tenant: str, id: str) -> Upload | None:
     return found[0] if found and found[0].tenant == tenant else None
 
 
+def tenant_of(connection: Connection, upload: str) -> str:
+    """Whose upload it is; empty: nobody's."""
+    found = UPLOADS.find(connection, upload)
+    return found[0].tenant if found else ""
+
+
 def add_part(connection: Connection, part: Part) -> bool:
     """Keep it if its upload is pending; else its content is garbage. Whether it was kept."""
     found = UPLOADS.find(connection, part.upload)

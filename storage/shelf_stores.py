@@ -208,9 +208,10 @@ def find_batch(connection: Connection, tenant: str, store: str, id: str) -> File
     return found[0] if found and (found[0].tenant, found[0].store) == (tenant, store) else None
 
 
-def batch_files(connection: Connection, batch: str) -> tuple[StoreFile, ...]:
-    """What is left of them."""
-    return tuple(STORE_FILES.all(connection, "WHERE batch = ? ORDER BY entry", [batch]))
+def unfinished_of(connection: Connection, batch: str) -> list[tuple[StoreFile, int]]:
+    """A batch's files in progress, with their serials."""
+    rest = "WHERE batch = ? AND status = ?"
+    return STORE_FILES.numbered(connection, rest, [batch, IngestStatus.IN_PROGRESS.value])
 
 
 def batch_counts(connection: Connection, batch: str) -> FileCounts:

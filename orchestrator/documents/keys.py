@@ -7,6 +7,7 @@
     derived/<tenant>/passages/<digest>         what was read of it; can be made anew
     derived/<tenant>/vectors/<digest>-<embedder>
     records/<tenant>/<kind>/<id>.json          the catalogue's facts, from which it is rebuilt
+    records/serials.json                       a number above all that the catalogue gave
 
 A tenant's and an embedder's name may hold anything, so their digests stand for them. Ids and digests are ours.
 """
@@ -17,6 +18,7 @@ from hashlib import sha256
 
 RECORDS = "records/"
 """What all records' keys begin with."""
+SERIALS = f"{RECORDS}serials.json"
 _TENANT_CHARS = 32
 _EMBEDDER_CHARS = 16
 
