@@ -15,7 +15,7 @@ import structlog
 from orchestrator.errors import EmbedderUnavailable
 from storage.embed.bert import TOKENIZER, fingerprint, read_shape
 from storage.embed.preparation import FIRST_BACKOFF_S, SOON_S, Preparation, missing_packages
-from storage.embed.session import SPECIAL_TOKENS, TOKENS_MAX, Session
+from storage.embed.session import SPECIAL_TOKENS, TOKENS_MAX, Session, give_back_memory
 from storage.embed.turns import Turns
 
 if TYPE_CHECKING:
@@ -137,8 +137,9 @@ class EmbeddedMiniLm:
         passed since anything as `now`, in seconds."""
         if self._used or not self._turns.idle:
             self._used, self._used_at = False, now
-        elif now - self._used_at > self._idle_unload_s:
+        elif self._session is not None and now - self._used_at > self._idle_unload_s and not self._closed:
             self._session = None
+            self._pool.submit(give_back_memory)
 
     async def aclose(self) -> None:
         """End its thread and its preparation; a slice under way is waited for."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -176,12 +177,24 @@ def whole(stub: Stub, path: str, asked: dict[str, Any]) -> dict[str, Any]:
     usage = {"prompt_tokens": 7, "completion_tokens": stub.options.tokens, "total_tokens": 7 + stub.options.tokens}
     base = {"id": "stub-1", "created": 1, "model": asked.get("model"), "usage": usage}
     if path == "/v1/embeddings":
-        return {**base, "object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]}
+        return {**base, "object": "list", "data": embeddings(asked)}
     if path == CHAT:
         message = {"role": "assistant", "content": text_of(asked)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return {**base, "object": "chat.completion", "choices": [choice]}
     return {**base, "object": path, "choices": [{"index": 0, "text": text_of(asked), "finish_reason": "stop"}]}
+
+
+def embeddings(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Eight numbers that follow from each text, as a list or in base64, the last first: their `index` orders them."""
+    texts = asked.get("input") or ""
+    rows = []
+    for index, text in enumerate(texts if isinstance(texts, list) else [texts]):
+        numbers = [byte - 127.5 for byte in hashlib.sha256(str(text).encode()).digest()[:8]]
+        packed = base64.b64encode(struct.pack("<8f", *numbers)).decode()
+        vector = packed if asked.get("encoding_format") == "base64" else numbers
+        rows.append({"object": "embedding", "index": index, "embedding": vector})
+    return rows[::-1]
 
 
 def chunk(asked: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> bytes:
