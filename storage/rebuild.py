@@ -1,4 +1,4 @@
-"""Fills the catalogue from the records beside it, see `storage.records`."""
+"""Fills the catalogue from the records beside it, see `storage.record_keeper`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.documents.model import FileBatch, Part, StoreFile, Upload, Upl
 from orchestrator.documents.ports import ObjectStore
 from orchestrator.errors import NotFound
 from storage.record_form import RECORD_BYTES_MAX, decode, each
-from storage.records import SERIALS_STEP
+from storage.record_keeper import SERIALS_STEP
 from storage.shelf import DuckShelf
 from storage.shelf_facts import Fact
 
@@ -32,7 +32,7 @@ class Rebuilt:
 
 
 async def rebuild(objects: ObjectStore, shelf: DuckShelf) -> Rebuilt:
-    """Give the catalogue what the records tell, in place of all it holds; all or nothing.
+    """Give the catalogue what the records tell, in place of all it holds; all or nothing. It is not `fresh` after.
 
     Ids and the order of creation are kept. Entries are fresh ones, above all that were ever given, so an index that
     still holds old ones can't be mistaken. What hangs on something that is gone is left out: a removal was cut off.
@@ -47,6 +47,7 @@ async def rebuild(objects: ObjectStore, shelf: DuckShelf) -> Rebuilt:
         except NotFound:
             return  # removed since it was listed
         except ValueError as error:
+            log.error("record_unreadable", key=key)
             problems.append(f"{key}: {error!s:.200}")
 
     await each(read, [found.key async for found in objects.list(RECORDS) if found.key != SERIALS])

@@ -1,99 +1,262 @@
-"""The catalogue's facts, each beside it in the object store too: a lost or damaged catalogue is filled from them.
-
-A change is made in this order, and whoever asked is answered after the last step:
-
-1. The names of the facts are noted in the catalogue as doubtful, durably.
-2. What is new or changed: its record is written, then the catalogue. So an acknowledged fact is in both, and when the
-   object store is down the catalogue stays as it was.
-   What is removed: first from the catalogue, then its record. The other way round, dying in between would leave in the
-   catalogue what a later rebuild forgets; this way a rebuild brings back at most what nobody was told is gone.
-3. The doubt is cleared.
-
-A change that fails in the middle, or dies, leaves its doubt; `Records.mend` then makes the record what the catalogue
-says. `storage.recorded_shelf` makes the changes.
-"""
+"""The catalogue of documents with a record of each fact beside it: which changes touch which records."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import msgspec
+import structlog
 
-from orchestrator.crash import crash_point
-from orchestrator.documents.keys import SERIALS
+from orchestrator.documents.model import (
+    FileBatch,
+    IngestStatus,
+    Part,
+    StoredFile,
+    StoreFile,
+    Upload,
+    UploadStatus,
+    VectorStore,
+)
 from orchestrator.documents.ports import ObjectStore
 from orchestrator.errors import OrchestratorError
-from storage.record_form import each, encode
+from storage import shelf_files, shelf_stores
+from storage.catalog import Catalog
+from storage.keyed_locks import KeyedLocks
+from storage.record_form import each
+from storage.rebuild import Rebuilt, rebuild
+from storage.record_keeper import DOUBTS_MAX, RecordKeeper
 from storage.shelf import DuckShelf
 from storage.shelf_facts import Fact, Name, named
-from storage.shelf_tables import Value
 
-SERIALS_STEP = 100_000
-"""The object store is told a number above all serials, in steps of this."""
-DOUBTS_MAX = 1000
-"""Looked at in one go."""
+__all__ = ["RecordedShelf", "Rebuilt", "rebuild"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = structlog.get_logger()
 
 
-class Records:
-    """Writes and removes records. Whoever calls it holds `Name.lock` of all names at once."""
+def _to_its_end(
+    change: Callable[Concatenate[RecordedShelf, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[RecordedShelf, P], Coroutine[Any, Any, R]]:
+    """A change that was begun is not cut off when who asked for it goes away."""
 
-    def __init__(self, objects: ObjectStore, shelf: DuckShelf) -> None:
-        self._objects = objects
-        self._shelf = shelf
-        self._serials_told = 0
-        self._telling = asyncio.Lock()
+    @functools.wraps(change)
+    async def whole(self: RecordedShelf, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._under_way(change(self, *args, **kwargs))
 
-    @asynccontextmanager
-    async def doubted(self, names: Sequence[Name]) -> AsyncIterator[Sequence[int]]:
-        """For the time of a change, these are doubtful. Gives a fresh serial for each; mends after a failure."""
-        serials = await self._shelf.doubt(names)
-        await self._tell(serials[-1])
-        try:
-            yield serials
-        except BaseException:
-            with contextlib.suppress(OrchestratorError):  # still in doubt, and so mended later
-                await self.mend(names)
-            raise
-        self._shelf.sure(names)
+    return whole
 
-    async def write(self, values: Sequence[Value], serials: Sequence[int], tenant: str = "") -> None:
-        """Write the records of values; `tenant` is that of parts."""
-        await self.put(
-            [Fact(named(value, tenant), value, serial) for value, serial in zip(values, serials, strict=False)]
-        )
 
-    async def put(self, facts: Sequence[Fact]) -> None:
-        """Write the records of facts."""
+class RecordedShelf(DuckShelf):
+    """A `DuckShelf` whose every acknowledged fact has a record. Its changes raise `errors.ObjectsUnavailable` too."""
 
-        async def put(fact: Fact) -> None:
-            await self._objects.put_bytes(fact.name.key, encode(fact), content_type="application/json")
+    def __init__(self, catalog: Catalog, objects: ObjectStore) -> None:
+        super().__init__(catalog)
+        self._records = RecordKeeper(objects, self)
+        self._locks = KeyedLocks()
+        self._changes: set[asyncio.Task[Any]] = set()
 
-        crash_point("record.before_put")
-        await each(put, facts)
-        crash_point("record.after_put")
+    async def mend(self) -> int:
+        """Make doubtful records what the catalogue says; how many. To be called at the start and now and then.
 
-    async def erase(self, names: Sequence[Name]) -> None:
-        """Remove records."""
-        crash_point("record.before_delete")
-        await each(lambda name: self._objects.delete(name.key), names)
-        crash_point("record.after_delete")
+        Raises `errors.ObjectsUnavailable`; what is left is for the next time.
+        """
 
-    async def mend(self, names: Sequence[Name]) -> None:
-        """Make the records what the catalogue says."""
-        facts = {name: await self._shelf.fact(name) for name in names}
-        await self.put([fact for fact in facts.values() if fact])
-        await self.erase([name for name, fact in facts.items() if fact is None])
-        self._shelf.sure(names)
+        async def mend(name: Name) -> None:
+            async with self._locks.hold(name.lock):
+                await self._records.mend([name])
 
-    async def _tell(self, serial: int) -> None:
-        """Keep the object store's number above `serial`: a rebuild begins there."""
-        if serial < self._serials_told:
-            return
-        async with self._telling:
-            if serial >= self._serials_told:
-                above = serial + SERIALS_STEP
-                await self._objects.put_bytes(SERIALS, msgspec.json.encode(above), content_type="application/json")
-                self._serials_told = above
+        names = await self.doubtful(DOUBTS_MAX)
+        await each(mend, names)
+        return len(names)
+
+    async def aclose(self) -> None:
+        """Wait for the changes under way."""
+        if self._changes:
+            await asyncio.wait(self._changes)
+
+    # --- files and uploads ---
+
+    @_to_its_end
+    async def add_file(self, file: StoredFile) -> None:
+        """See `ports.Shelf.add_file`."""
+        async with self._locks.hold(file.id), self._records.doubted([named(file)]) as serials:
+            await self._records.write([file], serials)
+            await super().add_file(file)
+
+    @_to_its_end
+    async def remove_file(self, tenant: str, id: str) -> StoredFile | None:
+        """See `ports.Shelf.remove_file`."""
+        async with self._locks.hold(id):
+            file = await self.file(tenant, id)
+            if file is None:
+                return None
+            names = [named(file), *map(named, await self.memberships(tenant, id))]
+            async with self._records.doubted(names):
+                removed = await super().remove_file(tenant, id)
+                await self._records.erase(names)
+        return removed
+
+    @_to_its_end
+    async def put_upload(self, upload: Upload) -> None:
+        """See `ports.Shelf.put_upload`."""
+        async with self._locks.hold(upload.id), self._records.doubted([named(upload)]) as serials:
+            await self._records.write([upload], serials)
+            await super().put_upload(upload)
+
+    @_to_its_end
+    async def add_part(self, part: Part) -> None:
+        """See `DuckShelf.add_part`."""
+        tenant = await self._catalog.read(partial(shelf_files.tenant_of, upload=part.upload))
+        async with self._locks.hold(part.upload), self._records.doubted([named(part, tenant)]) as serials:
+            await self._records.write([part], serials, tenant)
+            await super().add_part(part)
+
+    @_to_its_end
+    async def complete_upload(self, upload: Upload, file: StoredFile) -> None:
+        """See `DuckShelf.complete_upload`."""
+        async with self._locks.hold(upload.id, file.id):
+            parts = await self._parts(upload)
+            async with self._records.doubted([named(file), named(upload), *parts]) as serials:
+                await self._records.write([file], serials)  # first, so that a completed upload on record has its file
+                await self._records.write([upload], serials[1:])
+                await super().complete_upload(upload, file)
+                await self._records.erase(parts)
+
+    @_to_its_end
+    async def end_upload(self, upload: Upload) -> None:
+        """See `DuckShelf.end_upload`."""
+        async with self._locks.hold(upload.id):
+            current = await self.upload(upload.tenant, upload.id)
+            if current is None or current.status is not UploadStatus.PENDING:
+                return
+            parts = await self._parts(upload)
+            async with self._records.doubted([named(upload), *parts]) as serials:
+                await self._records.write([upload], serials)
+                await super().end_upload(upload)
+                await self._records.erase(parts)
+
+    # --- vector stores ---
+
+    @_to_its_end
+    async def put_store(self, store: VectorStore) -> None:
+        """See `DuckShelf.put_store`."""
+        name = named(store)
+        async with self._locks.hold(name.lock), self._records.doubted([name]) as serials:
+            known = await self.fact(name)
+            await self._records.write([store], [known.serial] if known else serials)
+            await super().put_store(store)
+            if known is None and await self.fact(name) is None:  # it was removed before
+                await self._records.erase([name])
+
+    @_to_its_end
+    async def remove_store(self, tenant: str, id: str) -> VectorStore | None:
+        """See `ports.Shelf.remove_store`."""
+        async with self._locks.hold(id):
+            store = await self.store(tenant, id)
+            if store is None:
+                return None
+            batches = await self._catalog.read(partial(shelf_stores.batches, store=id))
+            names = [named(store), *map(named, batches), *map(named, await self.all_store_files(id))]
+            async with self._records.doubted(names):
+                removed = await super().remove_store(tenant, id)
+                await self._records.erase(names)
+        return removed
+
+    @_to_its_end
+    async def add_store_files(
+        self, files: Sequence[StoreFile], batch: FileBatch | None = None
+    ) -> tuple[StoreFile, ...]:
+        """See `DuckShelf.add_store_files`."""
+        files = shelf_stores.once_each(files)
+        last = [batch] if batch else []
+        locks = {file.store for file in files} | {file.file for file in files} | {batch.id for batch in last}
+        names = [*map(named, files), *map(named, last)]
+        async with self._locks.hold(*locks), self._records.doubted(names) as serials:
+            entries = serials[: len(files)]
+            await self._records.write(
+                [replace(f, entry=entry) for f, entry in zip(files, entries, strict=True)], entries
+            )
+            await self._records.write(last, serials[len(files) :])  # last, so that a batch on record has all its files
+            return await self._add_store_files(files, batch, entries)
+
+    @_to_its_end
+    async def put_store_file(self, file: StoreFile) -> bool:
+        """See `DuckShelf.put_store_file`. One that is in progress and stays so has no record: it is a hint."""
+        keep = partial(DuckShelf.put_store_file, self, file)
+        async with self._locks.hold(file.file):
+            known = await self.store_file(file.tenant, file.store, file.file)
+            if known is None or known.entry != file.entry or known.status is IngestStatus.CANCELLED:
+                return await keep()
+            if known.status is file.status is IngestStatus.IN_PROGRESS:
+                return await keep()
+            return await self._alter(file, {name: getattr(file, name) for name in shelf_stores.FOUND}, keep)
+
+    @_to_its_end
+    async def set_attributes(self, file: StoreFile) -> bool:
+        """See `ports.Shelf.set_attributes`."""
+        async with self._locks.hold(file.file):
+            known = await self.store_file(file.tenant, file.store, file.file)
+            if known is None or known.entry != file.entry:
+                return False
+            keep = partial(DuckShelf.set_attributes, self, file)
+            return await self._alter(file, {"attributes": file.attributes}, keep)
+
+    @_to_its_end
+    async def remove_store_file(self, tenant: str, store: str, file: str) -> StoreFile | None:
+        """See `ports.Shelf.remove_store_file`."""
+        async with self._locks.hold(file):
+            known = await self.store_file(tenant, store, file)
+            if known is None:
+                return None
+            async with self._records.doubted([named(known)]):
+                removed = await super().remove_store_file(tenant, store, file)
+                await self._records.erase([named(known)])
+        return removed
+
+    @_to_its_end
+    async def cancel_batch(self, batch: FileBatch) -> None:
+        """See `ports.Shelf.cancel_batch`."""
+        running = partial(shelf_stores.unfinished_of, batch=batch.id)
+        locks = {batch.store, batch.id} | {file.file for file, _ in await self._catalog.read(running)}
+        async with self._locks.hold(*locks):
+            known = await self.fact(named(batch))
+            if known is None:
+                return
+            facts = [replace(known, value=replace(batch, cancelled=True))]
+            for file, serial in await self._catalog.read(running):
+                facts.append(Fact(named(file), replace(file, status=IngestStatus.CANCELLED), serial))
+            async with self._records.doubted([fact.name for fact in facts]):
+                await self._records.put(facts)
+                await super().cancel_batch(batch)
+
+    async def _alter(self, file: StoreFile, change: Mapping[str, Any], keep: Callable[[], Awaitable[bool]]) -> bool:
+        """Change an entry's record, and then by `keep` the entry; whether it was still there."""
+        fact = await self.fact(named(file))
+        if fact is None:
+            return await keep()
+        async with self._records.doubted([fact.name]):
+            await self._records.put([replace(fact, value=replace(fact.value, **change))])
+            kept = await keep()
+            if not kept:
+                await self._records.mend([fact.name])
+        return kept
+
+    async def _parts(self, upload: Upload) -> list[Name]:
+        return [named(part, upload.tenant) for part in await self.parts(upload.id)]
+
+    async def _under_way(self, change: Coroutine[Any, Any, R]) -> R:
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, OrchestratorError):
+            log.error("catalog_change_bug", exc_info=error)

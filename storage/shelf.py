@@ -206,16 +206,11 @@ class DuckShelf:
         """See `ports.Shelf.known_passages`."""
         return await self._catalog.read(partial(shelf_garbage.named, digests=tuple(digests)))
 
-    # --- the records beside it, see `storage.records` ---
+    # --- the records beside it, see `storage.record_keeper` ---
 
     async def fresh(self) -> bool:
-        """Whether this catalogue was begun anew, and `settled` not called since: there may be records to fill it
-        from."""
+        """Whether this catalogue was begun anew, and `refill` not called since: there may be records for it."""
         return await self._catalog.read(shelf_facts.fresh)
-
-    async def settled(self) -> None:
-        """It has all that it should."""
-        await self._catalog.run(shelf_facts.settle)
 
     async def refill(self, facts: Sequence[Fact], above: int) -> None:
         """Hold these facts and nothing else, with entries and serials above `above`. All or nothing; takes seconds."""

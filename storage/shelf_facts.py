@@ -84,14 +84,8 @@ def find(connection: Connection, name: Name) -> Fact | None:
 
 
 def fresh(connection: Connection) -> bool:
-    """Whether `settle` was never called."""
-    return not connection.execute("SELECT 1 FROM meta WHERE name = 'settled'").fetchall()
-
-
-def settle(connection: Connection) -> None:
-    """The catalogue has all that it should."""
-    if fresh(connection):
-        connection.execute("INSERT INTO meta VALUES ('settled', 1)")
+    """Whether `refill` was never called."""
+    return not connection.execute("SELECT 1 FROM meta WHERE name = 'filled'").fetchall()
 
 
 def doubt(connection: Connection, names: Sequence[Name]) -> Sequence[int]:
@@ -124,6 +118,7 @@ def refill(connection: Connection, facts: Sequence[Fact], above: int) -> None:
         if kind == "store_file":
             values = list(_anew(values, next_serials(connection, len(values))))
         table.insert(connection, values, [fact.serial for fact in chosen])
+    connection.execute("INSERT INTO meta SELECT 'filled', 1 WHERE 'filled' NOT IN (SELECT name FROM meta)")
     connection.execute("INSERT INTO embedders SELECT DISTINCT embedder FROM stores WHERE embedder <> ''")
 
 
