@@ -7,9 +7,9 @@ the query. An idle index has no writer, so it costs a few mapped files and no lo
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +18,28 @@ import msgspec
 from orchestrator.documents.model import Chunk, Hit, Place
 from orchestrator.documents.ports import Indexed
 from orchestrator.errors import OrchestratorError
-from storage.lexical_text import analyzer, passage_text, query_text
+from storage import lexical_feedback
+from storage.lexical_text import Words, passage_text
 
 if TYPE_CHECKING:
     import tantivy
 
+    _Found = Sequence[tuple[float, tantivy.DocAddress]]
+    _Filters = list[tuple[tantivy.Occur, tantivy.Query]]
+
 VERSION = "1"
 """Of the schema and of how text becomes terms; an index of another is refused."""
-BOOSTS = {"title": 1.0, "headings": 1.0, "body": 1.0}
+BOOSTS = {"title": 0.3, "headings": 0.3, "body": 1.0}
+"""Of the fields' scores. Every chunk of a document has its title, so a title says less than the body."""
 WRITER_BYTES = 15_000_000
 """The least that tantivy takes, for its one indexing thread."""
 QUERY_CHARS_MAX = 10_000
 QUERY_TERMS_MAX = 64
-"""The most informative ones; each is looked for in each field."""
+"""The rarest ones; each is looked for in each field."""
+FEEDBACK_HITS = 4 * lexical_feedback.PASSAGES
+"""Looked through for passages of different documents."""
+FEEDBACK_CHARS_MAX = 4000
+"""Read of each of them."""
 CHUNKS_MAX = 2**24
 """Of one entry."""
 ENTRY_MAX = 2**40
@@ -60,12 +69,12 @@ class Lexical:
         import tantivy
 
         self._tantivy = tantivy
-        self._analyzer = analyzer()
+        self._words = Words()
         self._schema = _schema()
         _claim(folder)
         with _damage():
             self._index = tantivy.Index(self._schema, path=str(folder), reuse=True)
-            self._index.register_tokenizer("prose", self._analyzer)
+            self._index.register_tokenizer("prose", self._words.every)
             self._index.config_reader("manual")  # the default watches the folder from a thread
             self._searcher = self._index.searcher()
             self._entries = self._read_entries()
@@ -96,19 +105,14 @@ class Lexical:
         `query` is the user's text, whatever it holds: `QUERY_CHARS_MAX` of it are read.
         """
         searcher = self._searcher
-        terms = self._terms(searcher, query)
-        if not terms or limit < 1 or (allowed is not None and not allowed):
-            return []
         with _damage():
-            wanted = self._filtered(self._any_of(terms), allowed)
-            found = searcher.search(wanted, limit, count=False).hits
-            addresses = [address for _, address in found]
-            entries = searcher.fast_field_values("entry", addresses)
-            chunks = searcher.fast_field_values("chunk", addresses)
-        return [
-            Hit(entry=int(entry or 0), chunk=int(chunk or 0), score=float(score))
-            for (score, _), entry, chunk in zip(found, entries, chunks, strict=True)
-        ]
+            said = self._said(searcher, query)
+            if not said or limit < 1 or (allowed is not None and self._entries.isdisjoint(allowed)):
+                return []
+            among = self._among(allowed)
+            best = self._best(searcher, self._query(said, said, among))
+            terms = lexical_feedback.expanded(said, best, lambda term: _rarity(searcher, term))
+            return _hits(searcher, self._query(said, terms, among), limit)
 
     def chunks(self, keys: Sequence[tuple[int, int]]) -> list[Chunk | None]:
         """The chunks of (entry, chunk), in order, without their `pieces`; None for what is gone."""
@@ -144,17 +148,15 @@ class Lexical:
     @contextlib.contextmanager
     def _change(self) -> Iterator[tantivy.IndexWriter]:
         """A writer for one change, committed at the end; on any error the change is not made."""
-        try:
+        with _faults(LexicalError, "the index was not changed"):
             writer = self._index.writer(WRITER_BYTES, 1)
-        except (ValueError, OSError) as error:
-            raise LexicalError(f"the index can't be written: {error}") from error
-        try:
-            yield writer
-            writer.commit()
-        except (ValueError, OSError) as error:
-            raise LexicalError(f"the index was not changed: {error}") from error
-        self._reload()
-        writer.wait_merging_threads()  # else each change leaves a segment, which makes the next ones and searches slow
+            try:
+                yield writer
+                writer.commit()
+                self._reload()
+            finally:  # each change leaves a segment: unmerged, they make searches and the next changes slow
+                with contextlib.suppress(ValueError):  # a merge that fails is tried again after the next change
+                    writer.wait_merging_threads()  # lets go of the lock, too
         self._reload()
 
     def _reload(self) -> None:
@@ -168,46 +170,56 @@ class Lexical:
         if not searcher.num_docs:
             return frozenset()
         heads = self._tantivy.Query.term_query(self._schema, "head", True)
-        found = searcher.search(heads, searcher.num_docs, count=False).hits
-        values = searcher.fast_field_values("entry", [address for _, address in found])
-        return frozenset(int(value) for value in values if value is not None)
+        return frozenset(_values(searcher, "entry", searcher.search(heads, searcher.num_docs, count=False).hits))
 
-    def _terms(self, searcher: tantivy.Searcher, query: str) -> dict[str, int]:
+    def _said(self, searcher: tantivy.Searcher, query: str) -> dict[str, int]:
         """The query's terms that occur at all, with how often it says them: the rarest among them."""
-        said = Counter(self._analyzer.analyze(query_text(query[:QUERY_CHARS_MAX])))
-        rarity = {term: max(searcher.doc_freq(field, term) for field in BOOSTS) for term in said}
-        rarest = sorted((term for term in said if rarity[term]), key=lambda term: (rarity[term], term))
+        said = self._words.of_query(query[:QUERY_CHARS_MAX])
+        found = {term: max(searcher.doc_freq(field, term) for field in BOOSTS) for term in said}
+        rarest = sorted((term for term in said if found[term]), key=lambda term: (found[term], term))
         return {term: said[term] for term in rarest[:QUERY_TERMS_MAX]}
+
+    def _best(self, searcher: tantivy.Searcher, query: tantivy.Query) -> list[tuple[float, Mapping[str, int]]]:
+        """The best passages: scores and terms. Of one document only the best, since the others may overlap it."""
+        best: dict[int, tuple[float, Mapping[str, int]]] = {}
+        found = searcher.search(query, FEEDBACK_HITS, count=False).hits
+        for (score, address), entry in zip(found, _values(searcher, "entry", found), strict=True):
+            if entry not in best and len(best) < lexical_feedback.PASSAGES:
+                text = _unpack(searcher.doc(address).to_dict()["payload"][0]).text
+                best[entry] = float(score), self._words.of_passage(text[:FEEDBACK_CHARS_MAX])
+        return list(best.values())
+
+    def _query(self, said: Collection[str], weights: Mapping[str, float], among: _Filters) -> tantivy.Query:
+        """Any of the terms `said`; all of `weights` count."""
+        make, occur = self._tantivy.Query, self._tantivy.Occur
+        wanted, more = (
+            make.boolean_query(
+                [
+                    (occur.Should, make.boost_query(make.term_query(self._schema, field, term, "freq"), boost * weight))
+                    for term, weight in weights.items()
+                    if (term in said) is is_wanted
+                    for field, boost in BOOSTS.items()
+                ]
+            )
+            for is_wanted in (True, False)
+        )
+        return make.boolean_query([(occur.Must, wanted), (occur.Should, more), *among])
 
     def _of(self, entries: Collection[int]) -> tantivy.Query:
         return self._tantivy.Query.term_set_query(self._schema, "entry", list(entries))
 
-    def _any_of(self, terms: dict[str, int]) -> tantivy.Query:
-        make, should = self._tantivy.Query, self._tantivy.Occur.Should
-        return make.boolean_query(
-            [
-                (should, make.boost_query(make.term_query(self._schema, field, term, "freq"), boost * said))
-                for term, said in terms.items()
-                for field, boost in BOOSTS.items()
-            ]
-        )
+    def _among(self, allowed: Collection[int] | None) -> _Filters:
+        """What leaves the `allowed` alone, at no score. The shorter list filters: those, or all others.
 
-    def _filtered(self, query: tantivy.Query, allowed: Collection[int] | None) -> tantivy.Query:
-        """`query` among the `allowed` alone. The shorter list filters: those, or all others.
-
-        At 10,000 entries of 10 chunks a search takes 0.3 ms unfiltered, and at most 2.2 ms (half of them allowed).
+        At 10,000 entries of 10 chunks that takes up to 2 ms (half of them allowed).
         """
-        if allowed is None:
-            return query
-        make, occur = self._tantivy.Query, self._tantivy.Occur
-        inside = self._entries.intersection(allowed)
+        inside = self._entries if allowed is None else self._entries.intersection(allowed)
         outside = self._entries - inside
         if not outside:
-            return query
+            return []
         if len(outside) < len(inside):
-            return make.boolean_query([(occur.Must, query), (occur.MustNot, self._of(outside))])
-        these = make.const_score_query(self._of(inside), 0.0)
-        return make.boolean_query([(occur.Must, query), (occur.Must, these)])
+            return [(self._tantivy.Occur.MustNot, self._of(outside))]
+        return [(self._tantivy.Occur.Must, self._tantivy.Query.const_score_query(self._of(inside), 0.0))]
 
 
 def _schema() -> tantivy.Schema:
@@ -222,6 +234,23 @@ def _schema() -> tantivy.Schema:
     for field in BOOSTS:
         builder.add_text_field(field, tokenizer_name="prose", index_option="freq")
     return builder.build()
+
+
+def _hits(searcher: tantivy.Searcher, query: tantivy.Query, limit: int) -> list[Hit]:
+    found = searcher.search(query, limit, count=False).hits
+    places = zip(_values(searcher, "entry", found), _values(searcher, "chunk", found), found, strict=True)
+    return [Hit(entry=entry, chunk=chunk, score=float(score)) for entry, chunk, (score, _) in places]
+
+
+def _values(searcher: tantivy.Searcher, field: str, found: _Found) -> list[int]:
+    values = searcher.fast_field_values(field, [address for _, address in found])
+    return [int(value) for value in values if value is not None]
+
+
+def _rarity(searcher: tantivy.Searcher, term: str) -> float:
+    """BM25's inverse document frequency."""
+    frequency = searcher.doc_freq("body", term)
+    return math.log(1 + (searcher.num_docs - frequency + 0.5) / (frequency + 0.5))
 
 
 def _claim(folder: Path) -> None:
@@ -252,16 +281,20 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _damage() -> Iterator[None]:
-    """tantivy's complaints about its own files, and its panics, which are no `Exception`, as `LexicalDamaged`."""
+def _faults(kind: type[LexicalError], message: str) -> Iterator[None]:
+    """tantivy's complaints, and its panics, which are no `Exception`, as an error of ours."""
     try:
         yield
     except (ValueError, OSError, msgspec.DecodeError) as error:
-        raise LexicalDamaged(f"the index can't be read: {error}") from error
+        raise kind(f"{message}: {error}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise LexicalDamaged(f"the index can't be read: {error}") from None
+        raise kind(f"{message}: {error}") from None
+
+
+def _damage() -> contextlib.AbstractContextManager[None]:
+    return _faults(LexicalDamaged, "the index can't be read")
 
 
 def _marked(row: tantivy.Document, entry: int, *, head: bool) -> tantivy.Document:
