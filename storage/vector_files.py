@@ -1,0 +1,201 @@
+"""The files of a vector index: columns that only grow, and a small manifest that says how much of them counts.
+
+What lies beyond the manifest's lengths is a change that was cut off; the next one is written over it.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+import numpy as np
+
+from orchestrator.crash import crash_point
+from orchestrator.errors import OrchestratorError
+from storage import vector_scan as scan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = 1
+"""Of the files' form."""
+MANIFEST = "manifest"
+GONE = -1
+RECORD = np.dtype([("entry", "<i8"), ("rows", "<i8")])
+"""One change: the next `rows` rows are those of `entry`, whatever it had before; `GONE`: it has none and is not in."""
+
+
+class VectorsError(OrchestratorError):
+    """The index did not do what it was asked; a change was not made."""
+
+
+class VectorsDamaged(VectorsError):
+    """What the folder holds can't be used: damaged, of another version or dimension. Remove it and build it anew."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What counts. Each change replaces it as a whole."""
+
+    version: int
+    dimension: int
+    generation: int = 0
+    """In the names of the columns' files: a compaction begins new ones."""
+    rows: int = 0
+    records: int = 0
+    records_crc32: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a change adds to each column."""
+
+    records: NDArray[np.void]
+    values: scan.Values
+    codes: scan.Codes
+    chunks: NDArray[np.int32]
+
+
+class Columns:
+    """The columns of one generation. Holds no file open. One thread at a time may append."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._folder = folder
+
+    def append(self, batches: Iterable[Batch]) -> None:
+        """Add rows and records behind those that count. Durable on return; all or nothing.
+
+        Raises `VectorsError` when the disk refuses, and nothing is changed.
+        """
+        rows, records, crc32 = self.manifest.rows, self.manifest.records, self.manifest.records_crc32
+        try:
+            with _Writers(self._folder, self.manifest.generation) as files:
+                for batch in batches:
+                    files.write("values", rows, batch.values)
+                    files.write("codes", rows, batch.codes)
+                    files.write("chunks", rows, batch.chunks)
+                    files.write("records", records, batch.records)
+                    rows += len(batch.values)
+                    records += len(batch.records)
+                    crc32 = zlib.crc32(batch.records.tobytes(), crc32)
+            manifest = msgspec.structs.replace(self.manifest, rows=rows, records=records, records_crc32=crc32)
+            write_manifest(self._folder, manifest)
+        except OSError as error:
+            raise VectorsError(f"the vectors were not changed: {error}") from error
+        self.manifest = manifest
+
+    def values(self) -> scan.Values:
+        """Mapped; shape (rows, dimension)."""
+        return self._mapped("values", np.int16, self.manifest.rows, self.manifest.dimension)
+
+    def codes(self) -> scan.Codes:
+        """Mapped; shape (rows, words)."""
+        return self._mapped("codes", np.uint64, self.manifest.rows, scan.words(self.manifest.dimension))
+
+    def chunks(self) -> NDArray[np.int32]:
+        """Mapped; each row's chunk."""
+        return self._mapped("chunks", np.int32, self.manifest.rows)
+
+    def records(self) -> NDArray[np.void]:
+        """In order of the changes. Raises `VectorsDamaged` when they are not what was written."""
+        records = self._mapped("records", RECORD, self.manifest.records)
+        if zlib.crc32(records.tobytes()) != self.manifest.records_crc32:
+            raise VectorsDamaged("the vectors' records are damaged")
+        return records
+
+    def next_generation(self) -> Columns:
+        """Empty columns beside these; they count, and these no longer, once something is appended."""
+        manifest = Manifest(version=VERSION, dimension=self.manifest.dimension, generation=self.manifest.generation + 1)
+        return Columns(self._folder, manifest)
+
+    def sweep(self) -> None:
+        """Remove what other generations left."""
+        for path in self._folder.iterdir():
+            if path.name != MANIFEST and path.suffix != f".{self.manifest.generation}":
+                path.unlink(missing_ok=True)
+
+    def _mapped(self, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
+        if not all(shape):
+            return np.empty(shape, dtype)
+        try:
+            mapped = np.memmap(self._folder / f"{name}.{self.manifest.generation}", dtype, "r", shape=shape)
+        except (OSError, ValueError) as error:  # ValueError: it is shorter
+            raise VectorsDamaged(f"the vectors can't be read: {error}") from error
+        return mapped.view(np.ndarray)
+
+
+def read_manifest(folder: Path, dimension: int) -> Manifest:
+    """That of `folder`, a new one where it is empty. Raises `VectorsDamaged`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        if any(path.name != f"{MANIFEST}.part" for path in folder.iterdir()):
+            raise VectorsDamaged("the vectors have no manifest") from None
+        new = Manifest(version=VERSION, dimension=dimension)
+        write_manifest(folder, new)
+        return new
+    except (OSError, msgspec.DecodeError) as error:
+        raise VectorsDamaged(f"the vectors' manifest can't be read: {error}") from error
+    if (held.version, held.dimension) != (VERSION, dimension):
+        raise VectorsDamaged(f"the vectors are of version {held.version} and dimension {held.dimension}")
+    return held
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace it at once, durably."""
+    part = folder / f"{MANIFEST}.part"
+    with part.open("wb") as file:
+        file.write(msgspec.json.encode(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    crash_point("index.before_manifest")
+    part.replace(folder / MANIFEST)
+    crash_point("index.after_manifest")
+    _sync_folder(folder)
+
+
+class _Writers:
+    """The columns' files, open for a change, and on the disk when it ends well."""
+
+    def __init__(self, folder: Path, generation: int) -> None:
+        self._folder = folder
+        self._generation = generation
+        self._files: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for file in self._files.values() if kind is None else ():
+                os.fsync(file)
+        finally:
+            for file in self._files.values():
+                os.close(file)
+
+    def write(self, name: str, start: int, rows: NDArray[Any]) -> None:
+        """Write `rows` from row `start` on."""
+        if name not in self._files:
+            path = self._folder / f"{name}.{self._generation}"
+            self._files[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not rows.size:
+            return
+        data = np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data
+        at = start * (len(data) // len(rows))
+        while data:
+            count = os.pwrite(self._files[name], data, at)
+            data, at = data[count:], at + count
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,244 @@
+"""The passages of one vector store by their vectors. A cache, rebuilt when it is not as it should.
+
+Up to `EXACT_ROWS` rows are all compared with the query; of more, the signs of their components choose a shortlist (see
+`vector_scan`), among those that the filter allows, so that a filter costs no recall.
+
+Why so, and not a graph or clusters: nothing is trained, so that a row is found as soon as it is appended; a removed row
+leaves no hole; every filter works; and numpy is enough.
+
+Memory: the signs, 48 bytes a row at 384 dimensions, so 50 MB a million rows. The rest, 772 bytes a row, is mapped: the
+operating system keeps what searches touch while there is room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+
+from orchestrator.documents.model import Hit
+from orchestrator.documents.ports import Indexed
+from storage import vector_scan as scan
+from storage.vector_files import GONE, RECORD, Batch, Columns, VectorsError, read_manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ROWS_MAX = 10_000_000
+"""Of one index, with those of removed entries that still take room."""
+EXACT_ROWS = 2**17
+SHORTLIST_ROWS = 2000
+ROWS_A_HIT = 20
+"""The shortlist has at least so many for each hit that is wanted, since a chunk has a row for each of its pieces."""
+WASTE_MIN = 2**14
+"""Rows and records of the past: fewer are not worth a compaction, nor is less than a quarter of all."""
+
+log = structlog.get_logger()
+
+
+class Vectors:
+    """One index. Blocks. Any number of threads may search, one at a time may change.
+
+    Raises `VectorsError`, `VectorsDamaged` where it can't go on with what is in the folder.
+    """
+
+    def __init__(self, folder: Path, dimension: int) -> None:
+        """Open the index in `folder`, or make an empty one where there is none."""
+        self._dimension = dimension
+        self._columns = Columns(folder, read_manifest(folder, dimension))
+        self._columns.sweep()
+        self._load()
+
+    def entries(self) -> frozenset[int]:
+        """What is in it, durably; also those that have no vectors."""
+        return self._seen.entries
+
+    def add(self, documents: Sequence[Indexed]) -> None:
+        """Put them in, each anew if it was there. Durable and found by searches on return; all or nothing.
+
+        Raises `ValueError` for vectors of another dimension, or that are no numbers.
+        """
+        batch = self._batch(documents)
+        if self._columns.manifest.rows + len(batch.values) > ROWS_MAX:
+            raise VectorsError(f"an index holds at most {ROWS_MAX} vectors")
+        self._change(batch)
+
+    def remove(self, entries: Collection[int]) -> None:
+        """Take them out. Durable on return; all or nothing."""
+        gone = self._seen.entries.intersection(entries)
+        if gone:
+            self._change(self._without_rows([(entry, GONE) for entry in gone]))
+
+    def nearest(self, vector: scan.Floats, *, allowed: Collection[int] | None, limit: int) -> list[Hit]:
+        """The chunks with the highest cosine (each by its best row), best first, each once, of the `allowed` entries.
+
+        `vector`: shape (dimension,), of length 1.
+        """
+        if vector.shape != (self._dimension,):
+            raise ValueError(f"a vector of shape {vector.shape} for an index of dimension {self._dimension}")
+        seen = self._seen
+        rows = seen.rows_of(allowed)
+        among = seen.count if rows is None else len(rows)
+        wanted = max(SHORTLIST_ROWS, limit * ROWS_A_HIT)
+        while limit > 0 and among:
+            hits = seen.nearest(vector.astype(np.float32), rows, wanted, limit)
+            if len(hits) == limit or wanted >= among:
+                return hits
+            wanted *= 4
+        return []
+
+    def close(self) -> None:
+        """Let go of files and memory. Nothing may be asked of it after."""
+        del self._seen, self._blocks
+
+    def _change(self, batch: Batch) -> None:
+        start = self._columns.manifest.rows
+        self._columns.append([batch])
+        self._replay(batch.records, start)
+        self._fill(start, batch.codes)
+        self._seen = self._look()
+        if self._wasteful():
+            self._compact()
+
+    def _load(self) -> None:
+        self._held: dict[int, tuple[int, int]] = {}
+        self._blocks: list[scan.Codes] = []
+        self._replay(self._columns.records(), 0)
+        self._fill(0, self._columns.codes())
+        self._seen = self._look()
+
+    def _replay(self, records: NDArray[np.void], start: int) -> None:
+        """Bring `_held` up to date: each entry's first row and how many, in order of the rows."""
+        for entry, rows in records.tolist():
+            self._held.pop(entry, None)
+            if rows != GONE:
+                self._held[entry] = (start, rows)
+                start += rows
+
+    def _fill(self, start: int, codes: scan.Codes) -> None:
+        """Put the signs of the rows from `start` on into their blocks. No search that is under way looks there."""
+        done = 0
+        while done < len(codes):
+            block, at = divmod(start + done, scan.BLOCK_ROWS)
+            if block == len(self._blocks):
+                self._blocks.append(np.empty((codes.shape[1], scan.BLOCK_ROWS), np.uint64))
+            part = codes[done : done + scan.BLOCK_ROWS - at]
+            self._blocks[block][:, at : at + len(part)] = part.T
+            done += len(part)
+
+    def _look(self) -> _Seen:
+        spans = [(entry, start, rows) for entry, (start, rows) in self._held.items() if rows]
+        names, starts, lengths = np.array(spans, np.int64).reshape(-1, 3).T.copy()
+        return _Seen(
+            entries=frozenset(self._held),
+            count=self._columns.manifest.rows,
+            names=names,
+            starts=starts,
+            lengths=lengths,
+            values=self._columns.values(),
+            chunks=self._columns.chunks(),
+            blocks=tuple(self._blocks),
+        )
+
+    def _wasteful(self) -> bool:
+        manifest = self._columns.manifest
+        total = manifest.rows + manifest.records
+        return total - int(self._seen.lengths.sum()) - len(self._held) > max(WASTE_MIN, total // 4)
+
+    def _compact(self) -> None:
+        """Write what counts to new files. Searches under way end with the old ones; a refusal leaves those in use."""
+        new = self._columns.next_generation()
+        try:
+            new.append(self._live())
+        except VectorsError as error:
+            log.warning("vectors_not_compacted", error=str(error))
+            self._columns.sweep()
+            return
+        self._columns = new
+        self._load()
+        new.sweep()
+
+    def _live(self) -> Iterator[Batch]:
+        """What counts, some 50 MB at a time."""
+        yield self._without_rows([(entry, rows) for entry, (_, rows) in self._held.items()])
+        seen, codes = self._seen, self._columns.codes()
+        rows = seen.places(np.ones(len(seen.names), np.bool_))
+        for start in range(0, len(rows), scan.BLOCK_ROWS):
+            part = rows[start : start + scan.BLOCK_ROWS]
+            yield Batch(np.empty(0, RECORD), seen.values[part], codes[part], seen.chunks[part])
+
+    def _without_rows(self, records: list[tuple[int, int]]) -> Batch:
+        return _batch(records, np.empty((0, self._dimension), np.float32), [])
+
+    def _batch(self, documents: Sequence[Indexed]) -> Batch:
+        none = np.empty((0, self._dimension), np.float32)
+        parts = [none if document.vectors is None else document.vectors for document in documents]
+        records = [(document.entry, len(part)) for document, part in zip(documents, parts, strict=True)]
+        owners = [owner for document in documents if document.vectors is not None for owner in document.owners]
+        vectors = np.concatenate([none, *parts])
+        if len(owners) != len(vectors) or not np.isfinite(vectors).all():
+            raise ValueError("vectors that have no owner, or are no numbers")
+        return _batch(records, vectors, owners)
+
+
+def _batch(records: list[tuple[int, int]], vectors: scan.Floats, owners: Sequence[int]) -> Batch:
+    return Batch(np.array(records, RECORD), scan.values_of(vectors), scan.codes_of(vectors), np.array(owners, np.int32))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """The index as one search sees it, from beginning to end. Rows that are no entry's are in no span."""
+
+    entries: frozenset[int]
+    count: int
+    names: NDArray[np.int64]
+    """The entries that have rows, in order of the rows; of each, where they begin and how many they are."""
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    values: scan.Values
+    chunks: NDArray[np.int32]
+    blocks: tuple[scan.Codes, ...]
+
+    def rows_of(self, allowed: Collection[int] | None) -> scan.Places | None:
+        """The rows of the `allowed` entries, in order; None for all that there are."""
+        chosen = np.ones(len(self.names), np.bool_)
+        if allowed is not None:
+            chosen = np.isin(self.names, np.fromiter(allowed, np.int64, len(allowed)))
+        if int(self.lengths[chosen].sum()) == self.count:
+            return None
+        return self.places(chosen)
+
+    def places(self, chosen: NDArray[np.bool_]) -> scan.Places:
+        """The rows of the `chosen` spans, in order."""
+        lengths = self.lengths[chosen]
+        shifts = self.starts[chosen] - np.cumsum(lengths) + lengths
+        return np.arange(int(lengths.sum())) + np.repeat(shifts, lengths)
+
+    def nearest(self, vector: scan.Floats, rows: scan.Places | None, wanted: int, limit: int) -> list[Hit]:
+        """The best chunks among the `wanted` best of `rows` (None: all), at most `limit`."""
+        if (self.count if rows is None else len(rows)) > EXACT_ROWS:
+            rows = self._shortlist(vector, rows, wanted)
+        cosines = scan.scores(self.values, rows, vector)
+        best = scan.largest(cosines, wanted)
+        places = best if rows is None else rows[best]
+        entries = self.names[np.searchsorted(self.starts, places, "right") - 1]
+        hits: dict[tuple[int, int], float] = {}
+        for entry, chunk, score in zip(
+            entries.tolist(), self.chunks[places].tolist(), cosines[best].tolist(), strict=True
+        ):
+            hits.setdefault((entry, chunk), score)
+            if len(hits) == limit:
+                break
+        return [Hit(entry=entry, chunk=chunk, score=score) for (entry, chunk), score in hits.items()]
+
+    def _shortlist(self, vector: scan.Floats, rows: scan.Places | None, wanted: int) -> scan.Places:
+        """The rows whose signs differ least from the vector's."""
+        (code,) = scan.codes_of(vector[None])
+        different = scan.differences(self.blocks, self.count, code)
+        if rows is None:
+            return scan.smallest(different, wanted)
+        return rows[scan.smallest(different[rows], wanted)]
