@@ -47,9 +47,9 @@ class UploadsApi:
         told = bytes_told(request, PART_BYTES_MAX)
         async with self._spool.file(told) as content:
             form = await read_form(request, content, file_field="data", file_bytes_max=PART_BYTES_MAX)
-            known(form.fields, ())
             if not form.has_file:
                 raise bad("data", "the form has a part named data")
+            known(form.fields, ())
             return Json(views.part_view(await self._uploads.add_part(upload, content)))
 
     async def _complete(self, request: Request, key: Key) -> Response:
