@@ -157,7 +157,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     crash_point("index.before_manifest")
     part.replace(folder / MANIFEST)
     crash_point("index.after_manifest")
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 class _Writers:
@@ -193,7 +193,8 @@ class _Writers:
             data, at = data[count:], at + count
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """What was created or renamed in it outlives power loss."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(opened)
