@@ -35,9 +35,7 @@ class Turns:
             await turn
             yield
         finally:
-            if turn.cancelled():
-                self._waiting[urgent].remove(turn)
-            else:
+            if not turn.cancelled():
                 self._taken -= 1
             self._grant()
 
@@ -46,7 +44,8 @@ class Turns:
             waiting = self._waiting[urgent]
             while waiting and self._taken < places:
                 turn = waiting.popleft()
-                self._taken += 1
-                turn.set_result(None)
+                if not turn.cancelled():
+                    self._taken += 1
+                    turn.set_result(None)
             if waiting:
                 return
