@@ -27,7 +27,7 @@ REFUSED_S_MAX = 3
 """A store that refuses connections is told of within this."""
 SILENT_S_MAX = 15
 """One that says nothing, within this."""
-OUTAGE_S = 2
+OUTAGE_S = 1
 """After either, calls fail at once for this long, so that those who queue don't wait one by one."""
 COMPLETE_TIMEOUT_S = 60
 """The last step of an upload in parts, when stores put them together. AWS sends blanks meanwhile, others nothing."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import mmap
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from orchestrator.errors import ObjectsUnavailable
 from storage.s3_connection import S3Connection
@@ -25,6 +26,8 @@ PARTS_MAX = 10_000
 BUFFERS_MAX = 3
 """Parts in memory at a time, of all uploads together."""
 MIB = 2**20
+
+_Held = mmap.mmap | io.BytesIO
 
 
 def part_bytes(size: int) -> int:
@@ -63,19 +66,19 @@ class S3Upload:
             size = self.source.stat().st_size
             with self.source.open("rb") as file:
                 if size <= PART_BYTES:
-                    self._send_whole(file)
+                    self._send_whole(file, size)
                 else:
                     self._send_in_parts(file, size)
-            self.source.unlink()
+            self.source.unlink(missing_ok=True)
         except OSError as error:
             raise ObjectsUnavailable(f"a file on its way to the store can't be read: {error.strerror}") from error
 
-    def _send_whole(self, file: BinaryIO) -> None:
-        with self.uploading.room:
-            data = file.read()
-            self._verify(hashlib.sha256(data).hexdigest())
+    def _send_whole(self, file: BinaryIO, size: int) -> None:
+        digest = hashlib.sha256()
+        with self.uploading.room, _held(file, size, digest) as data:
+            self._verify(digest.hexdigest())
             with self.connection.asking() as s3:
-                s3.put_object(Bucket=self.bucket, Key=self.key, Body=io.BytesIO(data), ContentType=self.content_type)
+                s3.put_object(Bucket=self.bucket, Key=self.key, Body=_body(data), ContentType=self.content_type)
 
     def _send_in_parts(self, file: BinaryIO, size: int) -> None:
         with self.connection.asking() as s3:
@@ -100,8 +103,8 @@ class S3Upload:
         with ThreadPoolExecutor(BUFFERS_MAX, thread_name_prefix="objects-s3-part") as senders:
             sent: list[Future[CompletedPartTypeDef]] = []
             while len(sent) * length < size and not self._stopped():
-                self.uploading.room.acquire()
-                sent.append(self._begin_part(senders, upload, len(sent) + 1, file, length, digest))
+                left = size - len(sent) * length
+                sent.append(self._begin_part(senders, upload, len(sent) + 1, file, min(length, left), digest))
         parts = [each.result() for each in sent]
         if self._stopped():
             raise ObjectsUnavailable("the upload was broken off")
@@ -111,22 +114,18 @@ class S3Upload:
     def _begin_part(
         self, senders: Executor, upload: str, number: int, file: BinaryIO, length: int, digest: hashlib._Hash
     ) -> Future[CompletedPartTypeDef]:
-        """Read a part and have it sent; its room is let go of in every case."""
-        try:
-            data = file.read(length)
-            digest.update(data)
-            future = senders.submit(self._send_part, upload, number, data)
-        except BaseException:
-            self.uploading.room.release()
-            raise
-        future.add_done_callback(lambda _: self.uploading.room.release())
-        return future
+        """Read a part, as soon as there is room for it, and have it sent."""
+        with ExitStack() as holding:
+            holding.enter_context(self.uploading.room)
+            data = _held(file, length, digest)
+            holding.callback(data.close)
+            return senders.submit(self._send_part, upload, number, data, holding.pop_all())
 
-    def _send_part(self, upload: str, number: int, data: bytes) -> CompletedPartTypeDef:
+    def _send_part(self, upload: str, number: int, data: _Held, holding: ExitStack) -> CompletedPartTypeDef:
         try:
-            with self.connection.asking() as s3:
+            with holding, self.connection.asking() as s3:
                 sent = s3.upload_part(
-                    Bucket=self.bucket, Key=self.key, UploadId=upload, PartNumber=number, Body=io.BytesIO(data)
+                    Bucket=self.bucket, Key=self.key, UploadId=upload, PartNumber=number, Body=_body(data)
                 )
         except BaseException:
             self.stop.set()
@@ -147,3 +146,21 @@ class S3Upload:
         """Failing that, a sweep finds it."""
         with suppress(ObjectsUnavailable), self.connection.asking() as s3:
             s3.abort_multipart_upload(Bucket=self.bucket, Key=self.key, UploadId=upload)
+
+
+def _held(file: BinaryIO, length: int, digest: hashlib._Hash) -> _Held:
+    """The file's next bytes, which the digest has seen, too.
+
+    In memory that goes back to the system when closed: malloc would keep it, in a heap for each thread.
+    """
+    if length == 0:
+        return io.BytesIO()
+    held = mmap.mmap(-1, length)
+    file.readinto(held)  # type: ignore[attr-defined]
+    digest.update(held)
+    return held
+
+
+def _body(held: _Held) -> IO[bytes]:
+    """What boto3 sends block by block, each with its time limit; bytes would have to be gone within one."""
+    return cast("IO[bytes]", held)

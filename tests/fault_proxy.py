@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that misbehaves when told to: it refuses, falls silent, or cuts. Threads only."""
+"""A TCP proxy on loopback that misbehaves when told to: it refuses, falls silent, cuts or corrupts. Threads only."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class FaultProxy:
         self._flows = threading.Event()
         self._flows.set()
         self._sent_max: int | None = None
+        self._flip_at: int | None = None
         self.sent_bytes = 0
-        """From clients to the server, since the last `cut_after`."""
+        """From clients to the server, since the last `cut_after` or `corrupt_after`."""
         self._listener: socket.socket | None = None
         self._port = 0
         self._listen()
@@ -58,6 +59,10 @@ class FaultProxy:
     def cut_after(self, sent_bytes: int) -> None:
         """`refuse` as soon as clients have sent this much."""
         self.sent_bytes, self._sent_max = 0, sent_bytes
+
+    def corrupt_after(self, sent_bytes: int) -> None:
+        """Flip one bit of the first block after clients have sent this much."""
+        self.sent_bytes, self._flip_at = 0, sent_bytes
 
     def close(self) -> None:
         """End it."""
@@ -99,19 +104,22 @@ class FaultProxy:
         """Until either end breaks; then both do."""
         with contextlib.suppress(OSError):
             while (data := source.recv(READ_BYTES)) and self._flows.wait(SILENT_S_MAX):
-                sink.sendall(data)
-                if forth:
-                    self._count(len(data))
+                sink.sendall(self._seen(data) if forth else data)
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
-    def _count(self, sent: int) -> None:
+    def _seen(self, data: bytes) -> bytes:
+        """Count what clients send; it comes back as it is to arrive."""
         with self._lock:
-            self.sent_bytes += sent
+            self.sent_bytes += len(data)
             cut = self._sent_max is not None and self.sent_bytes >= self._sent_max
+            flip = self._flip_at is not None and self.sent_bytes >= self._flip_at
+            if flip:
+                self._flip_at = None
         if cut:
             self.refuse()
+        return data[:-1] + bytes([data[-1] ^ 1]) if flip else data
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class S3Server:
         return environ(self.url)
 
     def start(self) -> None:
-        """Start it and wait until it serves."""
+        """Start it and wait until it can be written. Blocks for a second, after `kill` sometimes 20."""
         ports = [f"-{role}.port={port}" for role, port in self._ports.items()]
         folder = self._folder
         argv = (
@@ -67,6 +67,8 @@ class S3Server:
         with (folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=folder, start_new_session=True)
         until(self._serves, READY_S)
+        with self.client() as client:  # after a kill it may take 20 s until something can be written
+            client.put_object(Bucket="ready", Key="ready", Body=b"1")
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
@@ -102,8 +104,9 @@ class S3Server:
         import boto3
         from botocore.config import Config
 
+        config = Config(signature_version="s3v4", read_timeout=READY_S)
         made = boto3.session.Session(ACCESS_KEY, SECRET_KEY).client(
-            "s3", endpoint_url=self.url, region_name="us-east-1", config=Config(signature_version="s3v4")
+            "s3", endpoint_url=self.url, region_name="us-east-1", config=config
         )
         try:
             yield made
