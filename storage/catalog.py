@@ -27,6 +27,8 @@ READERS = 2
 """Reads at a time; the others wait, at most `QUEUE_JOBS_MAX` of them."""
 GROUP_JOBS_MAX = 200
 CLOSE_TIMEOUT_S = 10.0
+HEADERS_BYTES = 3 * 4096
+"""Before the blocks of DuckDB's file: https://duckdb.org/docs/stable/internals/storage."""
 MEMORY = ":memory:"
 
 T = TypeVar("T")
@@ -210,7 +212,8 @@ def _check(connection: Any, path: str) -> None:
     import duckdb
 
     query = "SELECT total_blocks * block_size FROM pragma_database_size()"
-    if path != MEMORY and Path(path).stat().st_size < connection.execute(query).fetchone()[0]:
+    blocks_bytes = connection.execute(query).fetchone()[0]
+    if path != MEMORY and Path(path).stat().st_size < HEADERS_BYTES + blocks_bytes:
         raise duckdb.IOException("the file is shorter than it says")
     for (table,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall():
         connection.execute(f'SELECT sum(hash(rows)) FROM "{table}" AS rows').fetchall()

@@ -86,7 +86,7 @@ class RecordKeeper:
         facts = {name: await self._shelf.fact(name) for name in names}
         await self.put([fact for fact in facts.values() if fact])
         await self.erase([name for name, fact in facts.items() if fact is None])
-        self._shelf.sure(names)
+        await asyncio.wrap_future(self._shelf.sure(names))
 
     async def _tell(self, serial: int) -> None:
         """Keep the object store's number above `serial`: a rebuild begins there."""

@@ -26,13 +26,13 @@ from orchestrator.errors import OrchestratorError
 from storage import shelf_files, shelf_stores
 from storage.catalog import Catalog
 from storage.keyed_locks import KeyedLocks
-from storage.record_form import each
 from storage.rebuild import Rebuilt, rebuild
+from storage.record_form import each
 from storage.record_keeper import DOUBTS_MAX, RecordKeeper
 from storage.shelf import DuckShelf
 from storage.shelf_facts import Fact, Name, named
 
-__all__ = ["RecordedShelf", "Rebuilt", "rebuild"]
+__all__ = ["Rebuilt", "RecordedShelf", "rebuild"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,10 +96,10 @@ class RecordedShelf(DuckShelf):
             file = await self.file(tenant, id)
             if file is None:
                 return None
-            names = [named(file), *map(named, await self.memberships(tenant, id))]
-            async with self._records.doubted(names):
+            await self._leave([named(member) for member in await self.memberships(tenant, id)])
+            async with self._records.doubted([named(file)]):
                 removed = await super().remove_file(tenant, id)
-                await self._records.erase(names)
+                await self._records.erase([named(file)])
         return removed
 
     @_to_its_end
@@ -121,12 +121,11 @@ class RecordedShelf(DuckShelf):
     async def complete_upload(self, upload: Upload, file: StoredFile) -> None:
         """See `DuckShelf.complete_upload`."""
         async with self._locks.hold(upload.id, file.id):
-            parts = await self._parts(upload)
-            async with self._records.doubted([named(file), named(upload), *parts]) as serials:
+            await self._leave_parts(upload)
+            async with self._records.doubted([named(file), named(upload)]) as serials:
                 await self._records.write([file], serials)  # first, so that a completed upload on record has its file
                 await self._records.write([upload], serials[1:])
                 await super().complete_upload(upload, file)
-                await self._records.erase(parts)
 
     @_to_its_end
     async def end_upload(self, upload: Upload) -> None:
@@ -135,11 +134,10 @@ class RecordedShelf(DuckShelf):
             current = await self.upload(upload.tenant, upload.id)
             if current is None or current.status is not UploadStatus.PENDING:
                 return
-            parts = await self._parts(upload)
-            async with self._records.doubted([named(upload), *parts]) as serials:
+            await self._leave_parts(upload)
+            async with self._records.doubted([named(upload)]) as serials:
                 await self._records.write([upload], serials)
                 await super().end_upload(upload)
-                await self._records.erase(parts)
 
     # --- vector stores ---
 
@@ -162,10 +160,10 @@ class RecordedShelf(DuckShelf):
             if store is None:
                 return None
             batches = await self._catalog.read(partial(shelf_stores.batches, store=id))
-            names = [named(store), *map(named, batches), *map(named, await self.all_store_files(id))]
-            async with self._records.doubted(names):
+            await self._leave([*map(named, batches), *map(named, await self.all_store_files(id))])
+            async with self._records.doubted([named(store)]):
                 removed = await super().remove_store(tenant, id)
-                await self._records.erase(names)
+                await self._records.erase([named(store)])
         return removed
 
     @_to_its_end
@@ -247,8 +245,13 @@ class RecordedShelf(DuckShelf):
                 await self._records.mend([fact.name])
         return kept
 
-    async def _parts(self, upload: Upload) -> list[Name]:
-        return [named(part, upload.tenant) for part in await self.parts(upload.id)]
+    async def _leave(self, names: Sequence[Name]) -> None:
+        """Leave these to `mend`: they go with what they hang on, and a rebuild leaves out what hangs on nothing."""
+        if names:
+            await self.doubt(names)
+
+    async def _leave_parts(self, upload: Upload) -> None:
+        await self._leave([named(part, upload.tenant) for part in await self.parts(upload.id)])
 
     async def _under_way(self, change: Coroutine[Any, Any, R]) -> R:
         task = asyncio.create_task(change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 from orchestrator.documents.model import (
@@ -224,9 +225,9 @@ class DuckShelf:
         """Note, durably, that their records may differ from the catalogue until `sure`. A fresh serial for each."""
         return await self._catalog.run(partial(shelf_facts.doubt, names=names))
 
-    def sure(self, names: Sequence[Name]) -> None:
-        """Their records are as the catalogue has them. Kept soon; does not block."""
-        self._catalog.submit(partial(shelf_facts.sure, names=names))
+    def sure(self, names: Sequence[Name]) -> Future[None]:
+        """Their records are as the catalogue has them. Done when that is kept; does not block."""
+        return self._catalog.submit(partial(shelf_facts.sure, names=names))
 
     async def doubtful(self, limit: int) -> tuple[Name, ...]:
         """Those noted by `doubt` and not cleared by `sure`."""
