@@ -198,7 +198,8 @@ def _numbers(embedding: str | list[float]) -> Vectors:
 
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4")
-    return np.array(embedding, np.float32)
+    with np.errstate(over="ignore"):  # what is too large is found out as no direction
+        return np.array(embedding, np.float32)
 
 
 def _wrong(what: str) -> EmbedderUnavailable:
