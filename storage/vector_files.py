@@ -84,7 +84,9 @@ class Columns:
                     records += len(batch.records)
                     crc32 = zlib.crc32(batch.records.tobytes(), crc32)
             manifest = msgspec.structs.replace(self.manifest, rows=rows, records=records, records_crc32=crc32)
+            crash_point("index.before_manifest")
             write_manifest(self._folder, manifest)
+            crash_point("index.after_manifest")
         except OSError as error:
             raise VectorsError(f"the vectors were not changed: {error}") from error
         self.manifest = manifest
@@ -154,9 +156,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.write(msgspec.json.encode(manifest))
         file.flush()
         os.fsync(file.fileno())
-    crash_point("index.before_manifest")
     part.replace(folder / MANIFEST)
-    crash_point("index.after_manifest")
     sync_folder(folder)
 
 

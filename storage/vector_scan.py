@@ -7,17 +7,14 @@ bytes for 384 of them. The signs choose the few thousand rows that the integers 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
-    Values = NDArray[np.int16]
-    Codes = NDArray[np.uint64]
-    Places = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Values = NDArray[np.int16]
+Codes = NDArray[np.uint64]
+Places = NDArray[np.int64]
 
 VALUE_ONE = 32767
 """How 1.0 is stored."""
