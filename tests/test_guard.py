@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from orchestrator.head import judge, path_of, size, without_upgrade
+from orchestrator.head import judge, size, without_upgrade
 from tests.hostile.edge import BODY_BYTES_MAX, CUT_WITHIN_S, UPLOAD_BYTES_MAX, Edge, begun, edge, post, reply
 from tests.stub import until
 
@@ -203,46 +203,37 @@ def test_trailers_without_end_are_cut_and_cost_nothing(shared: Edge, flood: byte
     until(lambda: not shared.connections)
 
 
-def limit(target: bytes) -> int:
-    """More for one path."""
-    return UPLOAD_BYTES_MAX if path_of(target) == b"/upload" else BODY_BYTES_MAX
+def test_a_path_may_take_more_than_others(shared: Edge) -> None:
+    most, told = b"x" * UPLOAD_BYTES_MAX, []
+    for target in (b"/upload", b"/upload?a=/echo", b"/echo", b"/echo?/upload", b"/upload/"):
+        connection = shared.connect(begun(target, b"content-length: %d" % len(most), b"expect: 100-continue", LAST))
+        first = connection.recv(4096)
+        if first.startswith(b"HTTP/1.1 100"):
+            connection.sendall(most)
+            told += reply(connection).statuses
+        else:
+            told += [int(first.split()[1])]
+            connection.close()
+    assert told == [200, 200, 413, 413, 413]
+    over = shared.connect(begun(b"/upload", b"content-length: %d" % (len(most) + 1), b"expect: 100-continue"))
+    assert reply(over).error()["message"] == f"the body is larger than {UPLOAD_BYTES_MAX} bytes"
 
 
-def test_a_path_may_take_more_than_others() -> None:
-    with edge(body_limit=limit) as running:
-        most, told = b"x" * UPLOAD_BYTES_MAX, []
-        for target in (b"/upload", b"/upload?a=/echo", b"/echo", b"/echo?/upload", b"/upload/"):
-            connection = running.connect(
-                begun(target, b"content-length: %d" % len(most), b"expect: 100-continue", LAST)
-            )
-            first = connection.recv(4096)
-            if first.startswith(b"HTTP/1.1 100"):
-                connection.sendall(most)
-                told += reply(connection).statuses
-            else:
-                told += [int(first.split()[1])]
-                connection.close()
-        assert told == [200, 200, 413, 413, 413]
-        over = running.connect(begun(b"/upload", b"content-length: %d" % (len(most) + 1), b"expect: 100-continue"))
-        assert reply(over).error()["message"] == f"the body is larger than {UPLOAD_BYTES_MAX} bytes"
-
-
-def test_a_path_s_limit_counts_chunks_and_ends_with_its_request() -> None:
+def test_a_path_s_limit_counts_chunks_and_ends_with_its_request(shared: Edge) -> None:
     """The next request of the connection is judged by its own path."""
     chunks = (b"186a0\r\n" + b"x" * 100_000 + b"\r\n") * (UPLOAD_BYTES_MAX // 100_000)
-    with edge(body_limit=limit) as running:
-        connection = running.connect(begun(b"/upload", CHUNKED), chunks, b"0\r\n\r\n")
-        got = b""
-        while len(got) < UPLOAD_BYTES_MAX:
-            got += connection.recv(2**20)
-        assert got.startswith(b"HTTP/1.1 200")
-        connection.sendall(begun(b"/echo", b"content-length: %d" % UPLOAD_BYTES_MAX))
-        assert reply(connection).statuses == [413]
-        with pytest.raises(ConnectionError):
-            connection = running.connect(begun(b"/upload", CHUNKED), chunks)
-            for _ in range(1000):
-                connection.sendall(chunks)
-        connection.close()
+    connection = shared.connect(begun(b"/upload", CHUNKED), chunks, b"0\r\n\r\n")
+    got = b""
+    while len(got) < UPLOAD_BYTES_MAX:
+        got += connection.recv(2**20)
+    assert got.startswith(b"HTTP/1.1 200")
+    connection.sendall(begun(b"/echo", b"content-length: %d" % UPLOAD_BYTES_MAX))
+    assert reply(connection).statuses == [413]
+    with pytest.raises(ConnectionError):
+        connection = shared.connect(begun(b"/upload", CHUNKED), chunks)
+        for _ in range(1000):
+            connection.sendall(chunks)
+    connection.close()
 
 
 # --- deadlines ---

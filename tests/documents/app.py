@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import json
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -31,7 +31,7 @@ from orchestrator.documents.ports import ObjectStore
 from orchestrator.documents.spool import Spool
 from orchestrator.documents.uploads import Uploads
 from orchestrator.errors import ApiError
-from orchestrator.guard import Express, GuardedProtocol
+from orchestrator.guard import Express
 from orchestrator.server import listen, server
 from orchestrator.settings import Settings
 from storage.catalog import Catalog
@@ -57,9 +57,12 @@ T = TypeVar("T")
 class DocumentsApp:
     """What is served."""
 
-    def __init__(self, folder: Path, objects: ObjectStore, *, files_max: int, free_bytes_min: int) -> None:
+    def __init__(
+        self, folder: Path, objects: ObjectStore, *, files_max: int, free_bytes_min: int, file_bytes_max: int
+    ) -> None:
         self.folder = folder
         self.objects = objects
+        self._file_bytes_max = file_bytes_max
         self.later_s = 0.0
         """Added to the clock."""
         self.forgotten: list[tuple[str, str]] = []
@@ -79,10 +82,10 @@ class DocumentsApp:
         )
         self.garbage = Garbage(shelf=self.shelf, objects=objects, files=files, uploads=uploads)
         self.endpoints: Sequence[Endpoint] = (
-            *FilesApi(files=files, spool=self.spool, file_bytes_max=FILE_BYTES_MAX).endpoints(),
+            *FilesApi(files=files, spool=self.spool, file_bytes_max=file_bytes_max).endpoints(),
             *UploadsApi(uploads=uploads, spool=self.spool, upload_bytes_max=FILE_BYTES_MAX).endpoints(),
         )
-        entries = [{"name": name, "key": name, "scopes": scopes} for name, scopes in KEYS]
+        entries = [{"name": name, "sha256": sha256(name.encode()), "scopes": scopes} for name, scopes in KEYS]
         (folder / "keys.json").write_text(json.dumps({"keys": entries}))
 
     def unix(self) -> float:
@@ -100,6 +103,13 @@ class DocumentsApp:
     def express(self) -> Express:
         """No lane."""
         return NoExpress()
+
+    def body_limit(self, target: bytes) -> int:
+        """More for files and parts."""
+        return body_limit(target, file_bytes_max=self._file_bytes_max, otherwise=Settings().server.body_bytes_max)
+
+    def listening(self, url: str) -> None:
+        """Nothing to do."""
 
     def drain(self) -> None:
         """Nothing to do."""
@@ -153,17 +163,23 @@ class Documents:
 
 @contextlib.contextmanager
 def documents(
-    folder: Path, objects: ObjectStore | None = None, *, files_max: int = 64, free_bytes_min: int = 0
+    folder: Path,
+    objects: ObjectStore | None = None,
+    *,
+    files_max: int = 64,
+    free_bytes_min: int = 0,
+    file_bytes_max: int = FILE_BYTES_MAX,
 ) -> Iterator[Documents]:
     """A server in a thread, on a folder unless `objects` says otherwise."""
     listener = listen("127.0.0.1", 0)
     app = DocumentsApp(
-        folder, objects or FolderObjects(folder / "objects"), files_max=files_max, free_bytes_min=free_bytes_min
+        folder,
+        objects or FolderObjects(folder / "objects"),
+        files_max=files_max,
+        free_bytes_min=free_bytes_min,
+        file_bytes_max=file_bytes_max,
     )
-    settings = Settings()
-    running = server(app, settings, listener)
-    limit = functools.partial(body_limit, file_bytes_max=FILE_BYTES_MAX, otherwise=settings.server.body_bytes_max)
-    running.config.http = functools.partial(GuardedProtocol, settings.server, app.express(), limit)  # type: ignore[assignment]
+    running = server(app, Settings(), listener)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -179,3 +195,8 @@ def documents(
 def sha256(data: bytes) -> str:
     """Hex digest."""
     return hashlib.sha256(data).hexdigest()
+
+
+if __name__ == "__main__":
+    with documents(Path(sys.argv[1]), file_bytes_max=int(sys.argv[2])):  # its server says where it listens
+        sys.stdin.readline()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import re
@@ -17,8 +16,8 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.errors import ApiError
-from orchestrator.guard import Express, GuardedProtocol, Ride
-from orchestrator.head import BodyLimit
+from orchestrator.guard import Express, Ride
+from orchestrator.head import path_of
 from orchestrator.proxy import CONNECTION
 from orchestrator.reader import ClientGone, read_body
 from orchestrator.server import Server, listen, server
@@ -27,7 +26,7 @@ from tests.stub import until
 
 BODY_BYTES_MAX = 1_000_000
 UPLOAD_BYTES_MAX = 3_000_000
-"""For `/upload`, where a test says so."""
+"""For `/upload`."""
 LIMITS: dict[str, Any] = {
     "header_timeout_s": 1,
     "body_timeout_s": 1,
@@ -82,6 +81,13 @@ class EdgeApp:
     def express(self) -> Express:
         """No lane."""
         return NoExpress()
+
+    def body_limit(self, target: bytes) -> int:
+        """More for one path."""
+        return UPLOAD_BYTES_MAX if path_of(target) == b"/upload" else BODY_BYTES_MAX
+
+    def listening(self, url: str) -> None:
+        """Nothing to do."""
 
     def drain(self) -> None:
         """The server was told to end."""
@@ -173,16 +179,13 @@ class Edge:
 
 
 @contextlib.contextmanager
-def edge(*, drain_timeout_s: float = 1, body_limit: BodyLimit | None = None, **limits: Any) -> Iterator[Edge]:
+def edge(*, drain_timeout_s: float = 1, **limits: Any) -> Iterator[Edge]:
     """A server in a thread, with `LIMITS` and these. Nothing that a client does is worth a line in its log."""
     listener, app = listen("127.0.0.1", 0), EdgeApp()
     settings = Settings.model_validate(
         {"server": {**LIMITS, **limits}, "defaults": {"drain_timeout_s": drain_timeout_s}}
     )
     running = server(app, settings, listener)
-    if body_limit is not None:
-        protocol = functools.partial(GuardedProtocol, settings.server, app.express(), body_limit)
-        running.config.http = protocol  # type: ignore[assignment]  # as in `server`
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     kept = _Kept()
     logging.getLogger().addHandler(kept)
