@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.documents.keys import RECORDS, SERIALS, file_key, part_key, passages_key
@@ -23,6 +24,7 @@ from storage.record_form import RECORD_BYTES_MAX, decode, each
 from storage.shelf_facts import Fact, Name, doubtful, find
 from storage.shelf_stores import FOUND, all_stores
 from storage.shelf_tables import STORE_FILES
+from storage.shelves import VERSION as SHELVES_VERSION
 
 if TYPE_CHECKING:
     from storage.catalog import Catalog
@@ -99,6 +101,24 @@ class DerivedFound:
     unread: tuple[StoreFile, ...]
     """Those whose passages are not there."""
     garbage: Pile
+
+
+def catalog_fault(path: Path) -> str:
+    """Why the catalogue's file can't be read; empty when it can. It is only looked at. Blocks."""
+    import duckdb
+
+    try:
+        duckdb.connect(str(path), read_only=True).close()
+    except duckdb.Error as error:
+        return str(error)
+    return ""
+
+
+def stray_indexes(root: Path, stores: Collection[str]) -> tuple[str, ...]:
+    """The names of indexes below `root` that are of none of these stores. Blocks."""
+    folder = root / SHELVES_VERSION
+    found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return tuple(sorted(name for name in found if name not in stores))
 
 
 class Audit:

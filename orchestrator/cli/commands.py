@@ -119,11 +119,15 @@ def logs(
 
 
 @app.command()
-def doctor(config: Config = None, as_json: Json = False) -> None:
-    """Check this machine and the configuration; each finding with its remedy."""
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is wrong with stored documents.")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, the configuration and, while no service runs, the documents; each finding with its remedy."""
     from orchestrator.cli.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(config, as_json=as_json))
+    raise typer.Exit(run_doctor(config, as_json=as_json, repair=repair))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -8,16 +8,18 @@ import resource
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
 
 from orchestrator.auth import read_keys
+from orchestrator.cli.finding import Finding, Level
 from orchestrator.cli.service import check_exposure
+from orchestrator.cli.storage_checks import check_documents
+from orchestrator.cli.text import printable
 from orchestrator.config import cache_dir, deployments, load
 from orchestrator.errors import ConfigError, PreflightFailed
 from orchestrator.instance_lock import holder_pid
@@ -31,41 +33,28 @@ from storage.weights import HubWeights
 
 HUB_TIMEOUT_S = 3.0
 FREE_BYTES_MIN = 5_000_000_000
-
-
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    OK = "OK"
-    WARN = "WARN"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One line."""
-
-    level: Level
-    what: str
-    remedy: str = ""
+IDS_SHOWN = 5
 
 
 Check = Callable[[Settings], Iterator[Finding]]
 
 
-def run_doctor(config: Path | None, *, as_json: bool) -> int:
-    """Check everything; 1 when anything fails. Blocks, at most a few seconds."""
-    findings = list(examine(config))
+def run_doctor(config: Path | None, *, as_json: bool, repair: bool = False) -> int:
+    """Check everything, and mend documents with `repair`; 1 when anything fails.
+
+    Blocks: a few seconds, and some more for each 10,000 documents.
+    """
+    findings = list(examine(config, repair=repair, quiet=as_json))
     if as_json:
         typer.echo(json.dumps({"object": "list", "data": [asdict(finding) for finding in findings]}))
     else:
         for finding in findings:
             remedy = f": {finding.remedy}" if finding.remedy else ""
-            typer.echo(f"{_coloured(finding.level)} {finding.what}{remedy}")
+            typer.echo(f"{_coloured(finding.level)} {finding.what}{_listed(finding.ids)}{remedy}")
     return 1 if any(finding.level is Level.FAIL for finding in findings) else 0
 
 
-def examine(config: Path | None) -> Iterator[Finding]:
+def examine(config: Path | None, *, repair: bool = False, quiet: bool = True) -> Iterator[Finding]:
     """All findings, as they are made."""
     yield Finding(level=Level.OK, what=f"Python {sys.version.split()[0]}")
     try:
@@ -82,6 +71,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     )
     for check in checks:
         yield from check(settings)
+    yield from check_documents(settings, repair=repair, quiet=quiet)
 
 
 def _exposure(settings: Settings) -> Iterator[Finding]:
@@ -251,6 +241,12 @@ def _preflight(
     except PreflightFailed as error:
         return Finding(level=Level.FAIL, what=f"{deployment.name} can't start", remedy=str(error))
     return Finding(level=Level.OK, what=f"{deployment.name}: nothing found that would keep it from starting")
+
+
+def _listed(ids: Sequence[str]) -> str:
+    shown = ", ".join(printable(id) for id in ids[:IDS_SHOWN])
+    more = f" and {len(ids) - IDS_SHOWN} more (--json has all)" if len(ids) > IDS_SHOWN else ""
+    return f" ({shown}{more})" if ids else ""
 
 
 def _coloured(level: Level) -> str:
