@@ -1,7 +1,8 @@
 """What the best passages for a query say, as further terms of it: relevance feedback without a user. Pure.
 
 RM3 (Lavrenko and Croft 2001; Abdul-Jaleel et al. 2004), its terms weighted by rarity, with a light hand: the query
-keeps most of the say, so that a name or a code still comes first. README.md has the figures with and without.
+keeps most of the say, so that a name or a code still comes first. On two test collections nDCG@10 rose from 0.520 to
+0.544 and from 0.371 to 0.399, and fused with vectors from 0.559 to 0.570 and from 0.449 to 0.463.
 """
 
 from __future__ import annotations
