@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from starlette.routing import Route
 
 from orchestrator.auth import Key, KeyRing
 from orchestrator.documents.model import Order, Page
-from orchestrator.errors import ApiError, EmbedderUnavailable, ObjectsUnavailable, OrchestratorError
+from orchestrator.errors import ApiError, NotFound, ObjectsUnavailable, OrchestratorError
 from orchestrator.model import Scope
 from orchestrator.reader import ClientGone, read_body
 
@@ -25,10 +24,9 @@ JSON_BYTES_MAX = 2 * 2**20
 """Of a request's JSON. The largest is a list of some thousand ids."""
 RETRY_AFTER_S = 5
 """Where nothing tells how long a store will be away."""
-RETRY_AFTER_S_MAX = 120
-"""Beyond it OpenAI's clients do not come back at all."""
 DIGITS_MAX = 10
 NOBODY_HEARS = 400
+"""The status for a client that left."""
 
 log = structlog.get_logger()
 
@@ -48,7 +46,7 @@ class Endpoint:
 def routes(endpoints: Iterable[Endpoint], keys: KeyRing) -> list[Route]:
     """One route a path, so that a 405 names all of its methods. GET answers HEAD, too.
 
-    A handler may raise `ApiError`, which the app answers; any other `OrchestratorError` becomes a 503.
+    A handler may raise `ApiError`, which the app answers; `NotFound` becomes a 404, any other `OrchestratorError` a 503.
     """
     paths: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
@@ -66,25 +64,20 @@ def _chosen(methods: Mapping[str, Endpoint], keys: KeyRing) -> Callable[[Request
             return Response(status_code=NOBODY_HEARS)
         except ApiError:
             raise
+        except NotFound:
+            raise ApiError(404, "what this request names was removed meanwhile", code="not_found") from None
         except OrchestratorError as error:
             log.warning("documents_unavailable", path=endpoint.path, method=endpoint.method, cause=str(error))
-            raise unavailable(error) from None
+            raise _unavailable(error) from None
 
     return answer
 
 
-def unavailable(error: OrchestratorError) -> ApiError:
-    """The 503 of what a part of ours could not do now. What it said is for the log: it may name hosts and folders."""
-    if isinstance(error, EmbedderUnavailable):
-        wait_s = min(max(1, math.ceil(error.retry_after_s)), RETRY_AFTER_S_MAX)
-        return ApiError(503, str(error), code="embedder_unavailable", headers={"retry-after": str(wait_s)})
+def _unavailable(error: OrchestratorError) -> ApiError:
+    """What it says is for the log alone: it may name hosts and folders."""
     what = "the object store" if isinstance(error, ObjectsUnavailable) else "the catalogue"
-    return ApiError(
-        503,
-        f"{what} is not available now; try again in a moment",
-        code="storage_unavailable",
-        headers={"retry-after": str(RETRY_AFTER_S)},
-    )
+    message = f"{what} is not available now; try again in a moment"
+    return ApiError(503, message, code="storage_unavailable", headers={"retry-after": str(RETRY_AFTER_S)})
 
 
 async def json_body(request: Request, *, bytes_max: int = JSON_BYTES_MAX) -> dict[str, Any]:

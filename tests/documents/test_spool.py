@@ -205,6 +205,7 @@ def test_fifty_uploads_at_once_take_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_file_of_many_gib_takes_little_memory(tmp_path: Path) -> None:
     """Up and down again. The machine needs twice as much disk as the file has bytes, or half of it is tried."""
     free = psutil.disk_usage(str(tmp_path)).free
