@@ -19,7 +19,7 @@ from orchestrator.documents.ports import Indexed
 from storage.audit import Audit
 from storage.catalog import Catalog
 from storage.objects_folder import FolderObjects
-from storage.records import RecordedShelf
+from storage.records import RecordedShelf, rebuild
 from storage.shelves import DiskShelves
 from tests.storage.catalog_writer import member, pending, stored_file, vector_store
 
@@ -45,6 +45,7 @@ class Stored:
 
     async def fill(self) -> None:
         """Put everything there."""
+        await rebuild(self.objects, self.shelf)  # as a service does at its first start
         files = [stored_file(bytes=len(_content(number))) for number in range(FILES)]
         store = vector_store(embedder=EMBEDDER, dimension=4)
         await self.shelf.put_store(store)
