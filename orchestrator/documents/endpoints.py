@@ -46,7 +46,7 @@ class Endpoint:
 def routes(endpoints: Iterable[Endpoint], keys: KeyRing) -> list[Route]:
     """One route a path, so that a 405 names all of its methods. GET answers HEAD, too.
 
-    A handler may raise `ApiError`, which the app answers; `NotFound` becomes a 404, any other `OrchestratorError` a 503.
+    A handler may raise `ApiError`, which the app answers; `NotFound` becomes a 404, other `OrchestratorError`s a 503.
     """
     paths: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
