@@ -124,7 +124,7 @@ def test_everything_is_synced_before_it_is_acknowledged(tmp_path: Path, monkeypa
     real = os.fsync
 
     def fsync(file: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{file}"))
+        synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
         real(file)
 
     async def check() -> None:

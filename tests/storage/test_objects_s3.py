@@ -143,7 +143,7 @@ def test_what_is_damaged_on_the_way_is_not_stored(
             await store.check()
             source, digest = spooled(tmp_path, secrets.token_bytes(size))
             proxy.corrupt_after(size // 2)
-            with pytest.raises(ObjectsUnavailable, match=r"can't be reached|than were sent|answered"):
+            with pytest.raises(ObjectsUnavailable, match="received other bytes than were sent"):
                 await store.put("x", source, sha256=digest)
             assert await keys(store) == []
             await store.put("x", source, sha256=digest)
@@ -151,7 +151,7 @@ def test_what_is_damaged_on_the_way_is_not_stored(
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("size", [PART_BYTES, 5 * PART_BYTES])
+@pytest.mark.parametrize("size", [pytest.param(PART_BYTES, marks=pytest.mark.slow), 5 * PART_BYTES])
 def test_an_upload_that_is_cut_leaves_nothing(
     size: int, s3_server: S3Server, proxy: FaultProxy, bucket: str, tmp_path: Path
 ) -> None:
@@ -161,10 +161,8 @@ def test_an_upload_that_is_cut_leaves_nothing(
             source, digest = spooled(tmp_path, data)
             await store.check()
             proxy.cut_after(size // 2)
-            began = time.monotonic()
-            with pytest.raises(ObjectsUnavailable):
+            with pytest.raises(ObjectsUnavailable, match="can't be reached"):
                 await store.put("x", source, sha256=digest)
-            assert time.monotonic() - began < REFUSED_S_MAX + 2  # of which some for what went through
             proxy.up()
             await asyncio.sleep(OUTAGE_S)
             assert await keys(store) == []
@@ -254,13 +252,11 @@ def test_silence_is_told_in_time_to_all_who_wait(proxy: FaultProxy, bucket: str,
         async with opened(bucket, environ(proxy.url)) as store:
             await store.put_bytes("x", bytes(4 * 2**20))
             sources = [spooled(tmp_path, bytes(PART_BYTES * n // 2)) for n in range(6)]
-            reading = aiter(store.read("x"))
-            await anext(reading)
             proxy.hang()
             began = time.monotonic()
             calls = [store.put(f"y{n}", source, sha256=digest) for n, (source, digest) in enumerate(sources)]
             calls += [store.put_bytes(f"z{n}", b"") for n in range(50)]
-            found = await asyncio.gather(*calls, keys(store), store.check(), return_exceptions=True)
+            found = await asyncio.gather(*calls, whole(store, "x"), keys(store), store.check(), return_exceptions=True)
             assert time.monotonic() - began < SILENT_S_MAX
             assert {type(each) for each in found} == {ObjectsUnavailable}
             assert all(source.exists() for source, _ in sources)
@@ -305,6 +301,7 @@ def test_a_killed_uploader_leaves_nothing_visible(seed: int, s3_server: S3Server
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # the server sometimes needs 20 s after a kill
 def test_what_was_acknowledged_outlives_kills_of_the_server(tmp_path: Path) -> None:
     acknowledged: dict[str, str] = {}
 
