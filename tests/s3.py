@@ -95,8 +95,9 @@ class S3Server:
         """End it by whatever means, and remove what it leaves outside its folder."""
         self.kill()
         for port in self._ports.values():
-            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                path.unlink(missing_ok=True)
+            for each in (port, port + GRPC_OFFSET):
+                for path in Path("/tmp").glob(f"seaweedfs-*-{each}.sock"):
+                    path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def client(self) -> Iterator[S3Client]:
