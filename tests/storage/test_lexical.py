@@ -131,7 +131,7 @@ def test_stop_words_count_when_there_is_nothing_else(lexical: Lexical) -> None:
 
 def test_the_best_passages_say_what_else_is_meant(lexical: Lexical) -> None:
     lexical.add([document(entry, "flutter flutter panel") for entry in range(3)])
-    lexical.add([document(7, "flutter damping"), document(8, "flutter, as of a panel"), document(9, "a panel")])
+    lexical.add([document(7, "flutter damping"), document(8, "flutter panel"), document(9, "a panel")])
     lexical.add([document(entry, f"another thing {entry}") for entry in range(20, 40)])
     ranked = [entry for entry, _ in found(lexical, "flutter")]
     assert ranked.index(8) < ranked.index(7)  # as the best ones speak of panels
