@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from orchestrator.head import judge, size, without_upgrade
 from tests.hostile.edge import BODY_BYTES_MAX, CUT_WITHIN_S, UPLOAD_BYTES_MAX, Edge, begun, edge, post, reply
 from tests.stub import until
 
@@ -386,21 +385,3 @@ def test_a_cut_answer_never_looks_whole(shared: Edge) -> None:
     assert told.ended
     assert b"tick" in told.data
     assert b"0\r\n\r\n" not in told.data
-
-
-# --- heads, as values ---
-
-
-def test_heads_are_judged() -> None:
-    host = (b"host", b"t")
-    assert judge(b"POST", "1.1", b"/a", [host, (b"content-length", b"7")]) == ("", 7)
-    assert judge(b"GET", "1.0", b"/a", []) == ("", None)
-    assert judge(b"GET", "1.1", b"/a", [])[0]
-    assert judge(b"GET", "1.0", b"/a", [host, host])[0]
-    assert judge(b"CONNECT", "1.1", b"/a", [host])[0]
-    assert size(b"/a", [host]) == len(b"/ahost: t\r\n")
-
-
-def test_heads_lose_only_their_upgrade() -> None:
-    fields = [(b"connection", b"Upgrade, close"), (b"upgrade", b"h2c"), (b"x", b"1")]
-    assert without_upgrade(b"GET", "1.1", b"/a", fields) == b"GET /a HTTP/1.1\r\nx: 1\r\nconnection: close\r\n\r\n"

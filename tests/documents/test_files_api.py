@@ -8,16 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
-from structlog.testing import capture_logs
 
 from orchestrator.documents.fields import PURPOSES
-from storage.objects import open_objects
 from tests.documents.app import FILE_BYTES_MAX, Documents, documents, sha256
 from tests.hostile.edge import begun, reply
-from tests.s3 import S3Server
 from tests.stub import until
 
 BODY = b"0123456789" * 1000
@@ -313,34 +309,6 @@ def test_methods_that_a_path_does_not_take(shared: Documents) -> None:
         assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
 
 
-@pytest.mark.slow
-def test_on_s3_a_url_gets_just_this_content_for_a_while(s3_server: S3Server, tmp_path: Path) -> None:
-    """Slow: it starts an S3 server. PROMISES S11."""
-    with s3_server.client() as s3:
-        s3.create_bucket(Bucket="presigned")
-    objects = open_objects(
-        "s3://presigned/docs", base=tmp_path, endpoint_url=None, region=None, environ=s3_server.environ
-    )
-    with capture_logs() as logged, documents(tmp_path, objects) as running, running.http() as http:
-        made = running.sdk().files.create(file=("n\u00f6te.txt", BODY, "text/plain"), purpose="user_data")
-        assert running.sdk().files.content(made.id).content == BODY
-        part = http.get(f"/v1/files/{made.id}/content", headers={"range": "bytes=-7"})
-        assert (part.status_code, part.content) == (206, BODY[-7:])
-        answer = http.get(f"/v1/files/{made.id}/content?presigned=1")
-        assert answer.headers["cache-control"] == "no-store"
-        url = answer.json()["url"]
-        assert 290 < answer.json()["expires_at"] - time.time() <= 300
-        fetched = httpx.get(url)
-        assert (fetched.content, fetched.headers["content-type"]) == (BODY, "text/plain")
-        assert "n%C3%B6te.txt" in fetched.headers["content-disposition"]
-        assert httpx.get(url.replace(made.id, made.id[:-1])).status_code == 403
-        assert httpx.delete(url).status_code == 403
-        assert not [line for line in logged if "X-Amz" in str(line)]
-        running.sdk().files.delete(made.id)
-        running.app.sweep()
-        assert httpx.get(url).status_code == 404
-
-
 # --- who may ---
 
 
@@ -375,43 +343,3 @@ def test_another_s_id_is_an_unknown_one(shared: Documents) -> None:
             assert len(told) == 1, (endpoint, told)
     assert mine.files.retrieve(file).id == file
     assert file not in shared.sdk("ada").files.list(limit=10_000).to_json()
-
-
-# --- faults ---
-
-
-def test_an_object_store_that_is_down_is_503(tmp_path: Path) -> None:
-    environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true"}
-    objects = open_objects(
-        "s3://bucket", base=tmp_path, endpoint_url="http://127.0.0.1:9", region="us-east-1", environ=environ
-    )
-    with documents(tmp_path, objects) as running, running.http() as http:
-        answer = http.post("/v1/files", content=form(b"a", b"x", PURPOSE), headers=FORM)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
-        assert int(answer.headers["retry-after"]) >= 1
-        assert "127.0.0.1" not in answer.text
-        assert http.get("/v1/files").json()["data"] == []
-        until(lambda: not running.app.spooled)
-
-
-def test_a_file_whose_content_is_gone_is_503_not_half_an_answer(tmp_path: Path) -> None:
-    with documents(tmp_path) as running:
-        id = running.sdk().files.create(file=("a", BODY), purpose="user_data").id
-        running.app.stored[0].unlink()
-        with running.http() as http:
-            assert http.get(f"/v1/files/{id}/content").status_code == 503
-
-
-def test_a_disk_with_too_little_room_is_503(tmp_path: Path) -> None:
-    with documents(tmp_path, free_bytes_min=2**60) as running, running.http() as http:
-        answer = http.post("/v1/files", content=form(b"a", b"x", PURPOSE), headers=FORM)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_full")
-        assert int(answer.headers["retry-after"]) >= 1
-        assert not running.app.spooled
-
-
-def test_what_a_dead_process_left_in_the_spool_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "spool").mkdir()
-    (tmp_path / "spool" / "left").write_bytes(b"half")
-    with documents(tmp_path) as running:
-        assert not running.app.spooled
