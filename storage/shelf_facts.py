@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.documents.keys import record_key
 from orchestrator.documents.model import FileBatch, Part, StoredFile, StoreFile, Upload, VectorStore
-from storage.shelf_tables import BATCHES, FILES, PARTS, STORE_FILES, STORES, UPLOADS, Table, Value, next_serials
+from storage.shelf_tables import (
+    BATCHES,
+    FILES,
+    PARTS,
+    STORE_FILES,
+    STORES,
+    UPLOADS,
+    Table,
+    Value,
+    next_serials,
+    raise_serials,
+)
 
 if TYPE_CHECKING:
     from storage.shelf_tables import Connection
@@ -85,7 +96,7 @@ def find(connection: Connection, name: Name) -> Fact | None:
 
 def fresh(connection: Connection) -> bool:
     """Whether `refill` was never called."""
-    return not connection.execute("SELECT 1 FROM meta WHERE name = 'filled'").fetchall()
+    return not connection.execute("SELECT 1 FROM filled").fetchall()
 
 
 def doubt(connection: Connection, names: Sequence[Name]) -> Sequence[int]:
@@ -109,16 +120,16 @@ def doubtful(connection: Connection, limit: int) -> tuple[Name, ...]:
 
 def refill(connection: Connection, facts: Sequence[Fact], above: int) -> None:
     """See `DuckShelf.refill`."""
-    for name in (*(table.name for table in _TABLES.values()), "embedders", "garbage", "doubts"):
+    for name in (*(table.name for table in _TABLES.values()), "embedders", "garbage", "doubts", "filled"):
         connection.execute(f"DELETE FROM {name}")
-    connection.execute("UPDATE meta SET value = greatest(value, ?) WHERE name = 'serial'", [above])
+    raise_serials(connection, above)
     for kind, table in _TABLES.items():
         chosen = sorted((fact for fact in facts if fact.name.kind == kind), key=lambda fact: fact.serial)
         values = [fact.value for fact in chosen]
         if kind == "store_file":
             values = list(_anew(values, next_serials(connection, len(values))))
         table.insert(connection, values, [fact.serial for fact in chosen])
-    connection.execute("INSERT INTO meta SELECT 'filled', 1 WHERE 'filled' NOT IN (SELECT name FROM meta)")
+    connection.execute("INSERT INTO filled VALUES (true)")
     connection.execute("INSERT INTO embedders SELECT DISTINCT embedder FROM stores WHERE embedder <> ''")
 
 

@@ -8,7 +8,7 @@ from orchestrator.documents.keys import file_key, part_key
 from orchestrator.documents.model import Page, Part, StoredFile, StoreFile, Upload, UploadStatus
 from storage.shelf_garbage import leave, throw
 from storage.shelf_listing import listing
-from storage.shelf_tables import FILES, PARTS, STORE_FILES, UPLOADS, next_serials
+from storage.shelf_tables import FILES, PARTS, STORE_FILES, UPLOADS
 
 if TYPE_CHECKING:
     from storage.shelf_tables import Connection
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def add_file(connection: Connection, file: StoredFile) -> None:
     """Keep it, unless it is there."""
-    if FILES.find(connection, file.id) is None:
-        FILES.insert(connection, [file], next_serials(connection, 1))
+    if not FILES.has(connection, file.id):
+        FILES.insert(connection, [file])
 
 
 def find_file(connection: Connection, tenant: str, id: str) -> StoredFile | None:
@@ -71,7 +71,7 @@ def used_bytes(connection: Connection, tenant: str) -> int:
 def put_upload(connection: Connection, upload: Upload) -> None:
     """Keep it, or its new state."""
     if not UPLOADS.update(connection, upload):
-        UPLOADS.insert(connection, [upload], next_serials(connection, 1))
+        UPLOADS.insert(connection, [upload])
 
 
 def find_upload(connection: Connection, tenant: str, id: str) -> Upload | None:
@@ -94,8 +94,8 @@ def add_part(connection: Connection, part: Part) -> bool:
     if found[0].status is not UploadStatus.PENDING:
         throw(connection, [part_key(found[0].tenant, part.upload, part.id)])
         return False
-    if PARTS.find(connection, part.id) is None:
-        PARTS.insert(connection, [part], next_serials(connection, 1))
+    if not PARTS.has(connection, part.id):
+        PARTS.insert(connection, [part])
     return True
 
 

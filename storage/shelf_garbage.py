@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from orchestrator.documents.keys import passages_key, vectors_key
 from orchestrator.documents.model import StoreFile
-from storage.shelf_tables import next_serials
 
 if TYPE_CHECKING:
     from storage.shelf_tables import Connection
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 def throw(connection: Connection, keys: Sequence[str]) -> None:
     """These are garbage from now on."""
     if keys:
-        serials = list(next_serials(connection, len(keys)))
-        connection.execute("INSERT INTO garbage SELECT unnest(?), unnest(?)", [list(keys), serials])
+        connection.execute("INSERT INTO garbage SELECT unnest(?), nextval('serials')", [list(keys)])
 
 
 def oldest(connection: Connection, limit: int) -> tuple[str, ...]:

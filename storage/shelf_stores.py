@@ -40,9 +40,10 @@ def put_store(connection: Connection, store: VectorStore, removed: Removed) -> N
     if not STORES.update(connection, store):
         if store.id in removed:
             return
-        STORES.insert(connection, [store], next_serials(connection, 1))
+        STORES.insert(connection, [store])
     if store.embedder:
-        connection.execute("INSERT OR IGNORE INTO embedders VALUES (?)", [store.embedder])
+        query = "INSERT INTO embedders SELECT $1 WHERE NOT EXISTS (SELECT 1 FROM embedders WHERE name = $1)"
+        connection.execute(query, [store.embedder])
 
 
 def find_store(connection: Connection, tenant: str, id: str) -> VectorStore | None:
@@ -120,7 +121,7 @@ def add_store_files(
     connection.execute("DELETE FROM store_files WHERE entry IN (SELECT unnest(?))", [[old.entry for old in replaced]])
     STORE_FILES.insert(connection, added, entries)
     if batch is not None:
-        BATCHES.insert(connection, [batch], next_serials(connection, 1))
+        BATCHES.insert(connection, [batch])
     leave(connection, replaced)
     return tuple(added)
 

@@ -64,14 +64,20 @@ class Table(Generic[T]):
         found = self.numbered(connection, f"WHERE {self.key} = ?", [key])
         return found[0] if found else None
 
-    def insert(self, connection: Connection, values: Sequence[T], serials: Sequence[int]) -> None:
-        """Add rows whose keys are new."""
+    def has(self, connection: Connection, key: object) -> bool:
+        """Whether there is a value with this key."""
+        return bool(connection.execute(f"SELECT 1 FROM {self.name} WHERE {self.key} = ?", [key]).fetchall())
+
+    def insert(self, connection: Connection, values: Sequence[T], serials: Sequence[int] | None = None) -> None:
+        """Add rows, whose keys are new; with fresh serials if none are given."""
+        into = f"INSERT INTO {self.name} ({self._columns}, serial)"
         for begin in range(0, len(values), ROWS_MAX):
             rows = [self._row(value) for value in values[begin : begin + ROWS_MAX]]
-            columns = [list(column) for column in zip(*rows, strict=True)]
-            columns.append(list(serials[begin : begin + ROWS_MAX]))
-            places = ", ".join(["unnest(?)"] * len(columns))
-            connection.execute(f"INSERT INTO {self.name} ({self._columns}, serial) SELECT {places}", columns)
+            columns: list[list[object]] = [list(column) for column in zip(*rows, strict=True)]
+            if serials is not None:
+                columns.append(list(serials[begin : begin + ROWS_MAX]))
+            places = ", ".join(["unnest(?)"] * len(columns)) + (", nextval('serials')" if serials is None else "")
+            connection.execute(f"{into} SELECT {places}", columns)
 
     def update(self, connection: Connection, value: T, names: Sequence[str] | None = None) -> bool:
         """Give the row of this key the value's fields, all or those of `names`; whether there is such a row."""
@@ -99,12 +105,17 @@ def count(connection: Connection, query: str, values: Sequence[object]) -> int:
     return int(row[0]) if row else 0
 
 
-def next_serials(connection: Connection, number: int) -> range:
+def next_serials(connection: Connection, number: int) -> list[int]:
     """Numbers that were never given before, in order."""
-    query = "UPDATE meta SET value = value + ? WHERE name = 'serial' RETURNING value"
-    row = connection.execute(query, [number]).fetchone()
-    assert row is not None
-    return range(row[0] - number + 1, row[0] + 1)
+    rows = connection.execute("SELECT nextval('serials') FROM range(?)", [number]).fetchall()
+    return [serial for (serial,) in rows]
+
+
+def raise_serials(connection: Connection, above: int) -> None:
+    """Give only numbers above `above` from now on."""
+    row = connection.execute("SELECT last_value FROM duckdb_sequences() WHERE sequence_name = 'serials'").fetchone()
+    start = max(above, row[0] or 0 if row else 0) + 1
+    connection.execute(f"CREATE OR REPLACE SEQUENCE serials START {start:d}")
 
 
 def _column(value: object) -> object:

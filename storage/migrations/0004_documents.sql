@@ -72,8 +72,8 @@ CREATE TABLE batches (
     cancelled BOOLEAN NOT NULL,
     serial BIGINT NOT NULL
 );
-CREATE TABLE embedders (name VARCHAR PRIMARY KEY);                        -- every one that a store ever had
+CREATE TABLE embedders (name VARCHAR NOT NULL);                           -- every one that a store ever had
 CREATE TABLE garbage (key VARCHAR NOT NULL, serial BIGINT NOT NULL);      -- objects that nothing names any more
 CREATE TABLE doubts (kind VARCHAR NOT NULL, tenant VARCHAR NOT NULL, id VARCHAR NOT NULL);
-CREATE TABLE meta (name VARCHAR NOT NULL, value BIGINT NOT NULL);
-INSERT INTO meta VALUES ('serial', 0);
+CREATE TABLE filled (done BOOLEAN NOT NULL);                                -- empty until the first refill
+CREATE SEQUENCE serials;
