@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -58,6 +58,13 @@ class _Payload(msgspec.Struct, array_like=True):
     place: Place
 
 
+class _State(NamedTuple):
+    """What searches see: one commit, with its entries, so that a filter by them holds."""
+
+    searcher: tantivy.Searcher
+    entries: frozenset[int]
+
+
 class Lexical:
     """One index. Blocks. Any number of threads may search, one at a time may change.
 
@@ -71,17 +78,17 @@ class Lexical:
         self._tantivy = tantivy
         self._words = Words()
         self._schema = _schema()
-        _claim(folder)
+        with _faults(LexicalError, "the index can't be made"):
+            _claim(folder)
         with _damage():
             self._index = tantivy.Index(self._schema, path=str(folder), reuse=True)
             self._index.register_tokenizer("prose", self._words.every)
             self._index.config_reader("manual")  # the default watches the folder from a thread
-            self._searcher = self._index.searcher()
-            self._entries = self._read_entries()
+            self._state = self._read_state()
 
     def entries(self) -> frozenset[int]:
         """What is in it, durably."""
-        return self._entries
+        return self._state.entries
 
     def add(self, documents: Sequence[Indexed]) -> None:
         """Put them in, each anew if it was there. Durable and found by searches on return; all or nothing."""
@@ -93,7 +100,7 @@ class Lexical:
 
     def remove(self, entries: Collection[int]) -> None:
         """Take them out. Durable on return; all or nothing."""
-        gone = self._entries.intersection(entries)
+        gone = self._state.entries.intersection(entries)
         if not gone:
             return
         with self._change() as writer:
@@ -102,21 +109,23 @@ class Lexical:
     def search(self, query: str, *, allowed: Collection[int] | None, limit: int) -> list[Hit]:
         """The best chunks by BM25, best first, each once, of the `allowed` entries (None: all).
 
-        `query` is the user's text, whatever it holds: `QUERY_CHARS_MAX` of it are read.
+        `query` is the user's text, whatever it holds: `QUERY_CHARS_MAX` of it are read. A chunk is found that has any
+        of its words; what the best of them say besides counts, too, see `lexical_feedback`.
         """
-        searcher = self._searcher
+        state = self._state
+        searcher = state.searcher
         with _damage():
             said = self._said(searcher, query)
-            if not said or limit < 1 or (allowed is not None and self._entries.isdisjoint(allowed)):
+            if not said or limit < 1 or (allowed is not None and state.entries.isdisjoint(allowed)):
                 return []
-            among = self._among(allowed)
+            among = self._among(state.entries, allowed)
             best = self._best(searcher, self._query(said, said, among))
             terms = lexical_feedback.expanded(said, best, lambda term: _rarity(searcher, term))
             return _hits(searcher, self._query(said, terms, among), limit)
 
     def chunks(self, keys: Sequence[tuple[int, int]]) -> list[Chunk | None]:
         """The chunks of (entry, chunk), in order, without their `pieces`; None for what is gone."""
-        searcher = self._searcher
+        searcher = self._state.searcher
         wanted = list({_key(*key) for key in keys})
         if not wanted:
             return []
@@ -129,7 +138,7 @@ class Lexical:
 
     def close(self) -> None:
         """Let go of files and memory. Nothing may be asked of it after."""
-        del self._searcher, self._index
+        del self._state, self._index
 
     def _rows(self, document: Indexed) -> Iterator[tantivy.Document]:
         """One for each chunk; a document without any has one that no search finds. The first is its `head`."""
@@ -153,24 +162,21 @@ class Lexical:
             try:
                 yield writer
                 writer.commit()
-                self._reload()
+                with _damage():
+                    self._index.reload()
+                    self._state = self._read_state()
             finally:  # each change leaves a segment: unmerged, they make searches and the next changes slow
                 with contextlib.suppress(ValueError):  # a merge that fails is tried again after the next change
                     writer.wait_merging_threads()  # lets go of the lock, too
-        self._reload()
-
-    def _reload(self) -> None:
         with _damage():
             self._index.reload()
-            self._searcher = self._index.searcher()
-            self._entries = self._read_entries()
+            self._state = self._state._replace(searcher=self._index.searcher())
 
-    def _read_entries(self) -> frozenset[int]:
-        searcher = self._searcher
-        if not searcher.num_docs:
-            return frozenset()
+    def _read_state(self) -> _State:
+        searcher = self._index.searcher()
         heads = self._tantivy.Query.term_query(self._schema, "head", True)
-        return frozenset(_values(searcher, "entry", searcher.search(heads, searcher.num_docs, count=False).hits))
+        found = searcher.search(heads, max(1, searcher.num_docs), count=False).hits
+        return _State(searcher, frozenset(_values(searcher, "entry", found)))
 
     def _said(self, searcher: tantivy.Searcher, query: str) -> dict[str, int]:
         """The query's terms that occur at all, with how often it says them: the rarest among them."""
@@ -208,13 +214,13 @@ class Lexical:
     def _of(self, entries: Collection[int]) -> tantivy.Query:
         return self._tantivy.Query.term_set_query(self._schema, "entry", list(entries))
 
-    def _among(self, allowed: Collection[int] | None) -> _Filters:
+    def _among(self, entries: frozenset[int], allowed: Collection[int] | None) -> _Filters:
         """What leaves the `allowed` alone, at no score. The shorter list filters: those, or all others.
 
-        At 10,000 entries of 10 chunks that takes up to 2 ms (half of them allowed).
+        Of 10,000 entries with 10 chunks each, a search takes 4 ms when all are allowed, and at most 15 ms (half).
         """
-        inside = self._entries if allowed is None else self._entries.intersection(allowed)
-        outside = self._entries - inside
+        inside = entries if allowed is None else entries.intersection(allowed)
+        outside = entries - inside
         if not outside:
             return []
         if len(outside) < len(inside):
