@@ -50,6 +50,7 @@ class Catalog:
         self._reads: queue.Queue[Job | None] = queue.Queue(QUEUE_JOBS_MAX)
         self._fault = ""
         self._not_kept = ""
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="catalog", daemon=True)
         self._thread.start()
 
@@ -64,13 +65,7 @@ class Catalog:
         Jobs run in order; one may run twice, if another of its group failed. The future fails with
         `CatalogError`, at once when too many wait; or with what of `OrchestratorError` the job itself raised.
         """
-        future: Future[T] = Future()
-        try:
-            self._jobs.put_nowait((job, future))
-        except queue.Full:
-            self._fault = f"{QUEUE_JOBS_MAX} jobs wait"
-            future.set_exception(CatalogError(self._fault))
-        return future
+        return self._queued(self._jobs, job)
 
     async def run(self, job: Callable[[Any], T]) -> T:
         """`submit`, and wait for it off the event loop."""
@@ -81,18 +76,26 @@ class Catalog:
 
         It sees what was committed before, so every change that was acknowledged. Fails as `submit` does.
         """
-        future: Future[T] = Future()
-        try:
-            self._reads.put_nowait((job, future))
-        except queue.Full:
-            raise CatalogError(f"{QUEUE_JOBS_MAX} reads wait") from None
-        return await asyncio.wrap_future(future)
+        return await asyncio.wrap_future(self._queued(self._reads, job))
 
     def close(self) -> None:
         """Finish what was submitted and close the file. Blocks, at most twice `CLOSE_TIMEOUT_S`."""
+        self._closed = True
         with contextlib.suppress(queue.Full):
             self._jobs.put(None, timeout=CLOSE_TIMEOUT_S)
         self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _queued(self, jobs: queue.Queue[Job | None], job: Callable[[Any], T]) -> Future[T]:
+        future: Future[T] = Future()
+        if self._closed:
+            future.set_exception(CatalogError("the catalogue is closed"))
+            return future
+        try:
+            jobs.put_nowait((job, future))
+        except queue.Full:
+            self._fault = f"{QUEUE_JOBS_MAX} jobs wait"
+            future.set_exception(CatalogError(self._fault))
+        return future
 
     def _run(self) -> None:
         connection = self._open()
