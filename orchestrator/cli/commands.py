@@ -143,6 +143,7 @@ def keys_new(
     name: str,
     scope: Annotated[list[str], typer.Option(help="realtime, batch, upload, eval, monitor, admin; repeatable.")],
     model: Annotated[list[str] | None, typer.Option(help="Pattern of models it may use; repeatable.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose files it sees; default: the key's name.")] = None,
     expires: Annotated[str | None, typer.Option(help="As 2027-01-31T00:00:00Z.")] = None,
     as_json: Json = False,
     config: Config = None,
@@ -150,7 +151,7 @@ def keys_new(
     """Make a key. Its secret is shown this once."""
     from orchestrator.cli.keys import new
 
-    new(config, name, scope, model or [], expires, as_json=as_json)
+    new(config, name, scope, tenant=tenant, models=model or [], expires=expires, as_json=as_json)
 
 
 @keys_app.command("list")

@@ -14,14 +14,21 @@ from orchestrator.model import Scope
 
 
 def new(
-    config: Path | None, name: str, scopes: list[str], models: list[str], expires: str | None, *, as_json: bool
+    config: Path | None,
+    name: str,
+    scopes: list[str],
+    *,
+    tenant: str | None,
+    models: list[str],
+    expires: str | None,
+    as_json: bool,
 ) -> None:
     """Make a key and show its secret."""
     unknown = [scope for scope in scopes if scope not in set(Scope)]
     if unknown:
         raise ConfigError(f"no scope {unknown[0]!r}; there are {', '.join(Scope)}")
     path = load(config).auth.keys_file
-    secret = new_key(path, name, [Scope(scope) for scope in scopes], models=models, expires=expires)
+    secret = new_key(path, name, [Scope(scope) for scope in scopes], models=models, expires=expires, tenant=tenant)
     if as_json:
         typer.echo(json.dumps({"name": name, "key": secret, "scopes": scopes}))
         return
@@ -36,10 +43,14 @@ def show(config: Path | None, *, as_json: bool) -> None:
         typer.echo(json.dumps({"object": "list", "data": keys}))
         return
     for key in keys:
-        typer.echo(
-            f"{key['name']}\t{_listed(key.get('scopes'))}\tmodels {_listed(key.get('models', ['*']))}\texpires "
-            f"{key.get('expires', 'never')}"
+        columns = (
+            key["name"],
+            f"tenant {key.get('tenant', key['name'])}",
+            _listed(key.get("scopes")),
+            f"models {_listed(key.get('models', ['*']))}",
+            f"expires {key.get('expires', 'never')}",
         )
+        typer.echo("\t".join(columns))
 
 
 def revoke(config: Path | None, name: str) -> None:

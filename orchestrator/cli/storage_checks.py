@@ -131,7 +131,7 @@ class _Doctor:
         records = await self._audit.records()
         for finding in self._of_records(records):
             yield finding
-        if self._repair:
+        if self._repair and (records.differing or records.unknown):
             await mend_records(self._objects, self._shelf, records)
             records = await self._audit.records()
         content = await self._audit.content(records)
