@@ -27,6 +27,7 @@ from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
 from orchestrator.express import ExpressLane
 from orchestrator.instance_lock import InstanceLock, instance_id
+from orchestrator.library import Library
 from orchestrator.metrics import Metrics
 from orchestrator.parts import build
 from orchestrator.proxy import Proxy, RequestIds
@@ -107,6 +108,7 @@ class Service:
         self._runtime = parts.runtime
         self._catalog = Catalog(data / "catalog.duckdb")
         self._history = DuckHistory(self._catalog)
+        self._library = Library(settings=settings, data=data, catalog=self._catalog, keys=self._keys, clock=self._clock)
         self._reconciler = Reconciler(
             deployments=warmed(self._configured, datetime.now(UTC)),
             runtime=self._runtime,
@@ -143,7 +145,7 @@ class Service:
     def asgi(self) -> ASGIApp:
         """The outermost app."""
         control = Starlette(
-            routes=self._control.routes(),
+            routes=[*self._control.routes(), *self._library.routes()],
             lifespan=self._lifespan,
             exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
         )
@@ -170,6 +172,14 @@ class Service:
             wake=self._wakeup.set,
         )
 
+    def body_limit(self, target: bytes) -> int:
+        """The most bytes of a request's body; see `head.BodyLimit`."""
+        return self._library.body_limit(target)
+
+    def listening(self, url: str) -> None:
+        """Requests are taken at `url` from now on."""
+        self._library.listening(url)
+
     def drain(self) -> None:
         """The service has been told to end: held requests are told to come back, streams of events end."""
         self._activator.close()
@@ -177,10 +187,10 @@ class Service:
 
     # --- health ---
 
-    def ready(self) -> bool:
-        """Whether requests should be sent here."""
+    def ready(self, *, documents: bool = True) -> bool:
+        """Whether requests should be sent here; without `documents`, those for inference."""
         alive = self._loop_task is not None and not self._loop_task.done()
-        return alive and not self._activator.closing
+        return alive and not self._activator.closing and (not documents or self._library.ready)
 
     def checks(self) -> dict[str, dict[str, Any]]:
         """The state of each part."""
@@ -188,11 +198,12 @@ class Service:
         known = self._reconciler.fleet.known
         stalled_s = self._clock.monotonic() - self._reconciler.passed_at
         return {
-            "loop": _check(self.ready() and stalled_s < LOOP_STALL_S, f"last pass {stalled_s:.0f} s ago"),
+            "loop": _check(self.ready(documents=False) and stalled_s < LOOP_STALL_S, f"idle for {stalled_s:.0f} s"),
             "runtime": _check(known, "" if known else f"the runtime does not answer: {self._reconciler.silence}"),
             "keys": _check(not self._keys.error, self._keys.error),
             "configuration": _check(not self._watched.error, self._watched.error),
             "history": _check(not self._catalog.error, self._catalog.error),
+            **{name: _check(ok, detail) for name, (ok, detail) in self._library.checks().items()},
             "disk": _check(free_bytes > DISK_FREE_BYTES_MIN, f"{free_bytes // 2**20} MiB free in the data folder"),
         }
 
@@ -206,13 +217,20 @@ class Service:
             await self._parts.images.find({d.image for d in self._reconciler.deployments.values()})
         self._loop_task = asyncio.create_task(self._reconciler.run(started), name="reconcile")
         self._loop_task.add_done_callback(_die_with)
+        documents = asyncio.create_task(self._library.run(), name="documents")
+        documents.add_done_callback(_die_with)
         scheduler = self._scheduler()
         try:
             await started.wait()
+            await self._library.begun()
             yield
         finally:
             scheduler.shutdown(wait=False)
             self.drain()
+            documents.remove_done_callback(_die_with)
+            documents.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await documents
             self._loop_task.remove_done_callback(_die_with)
             self._loop_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -224,6 +242,7 @@ class Service:
                 await self._parts.images.aclose()
             self._runtime.close()
             self._parts.gpu_reader.close()
+            await self._library.aclose()
             await asyncio.to_thread(self._catalog.close)
             self._lock.release()
 
@@ -268,7 +287,7 @@ def _check(ok: bool, detail: str) -> dict[str, Any]:
 
 
 def _die_with(task: asyncio.Task[None]) -> None:
-    """Without its loop the service is a shell: end the process, so that a supervisor starts it anew."""
+    """Without its loops the service is a shell: end the process, so that a supervisor starts it anew."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("loop_died", error=repr(error), exc_info=error)
+        log.critical("loop_died", loop=task.get_name(), error=repr(error), exc_info=error)
         os._exit(70)

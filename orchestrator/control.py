@@ -34,8 +34,8 @@ class Health(Protocol):
     def checks(self) -> dict[str, dict[str, Any]]:
         """Name to ``{"ok": bool, "detail": str}``."""
 
-    def ready(self) -> bool:
-        """Whether requests should be sent here."""
+    def ready(self, *, documents: bool = True) -> bool:
+        """Whether requests should be sent here; without `documents`, those for inference."""
 
 
 class Control:
@@ -117,7 +117,7 @@ class Control:
         return Json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
-        ready = self._health.ready()
+        ready = self._health.ready(documents=request.query_params.get("for") != "inference")
         bad = {name: check["detail"] for name, check in self._health.checks().items() if not check["ok"]}
         return Json({"ready": ready, "problems": bad}, 200 if ready else 503)
 

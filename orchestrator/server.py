@@ -42,6 +42,12 @@ class Drainable(Protocol):
     def express(self) -> Express:
         """The lane past ASGI for warm requests."""
 
+    def body_limit(self, target: bytes) -> int:
+        """The most bytes of a request's body; see `head.BodyLimit`."""
+
+    def listening(self, url: str) -> None:
+        """Requests are taken at `url` from now on."""
+
     def drain(self) -> None:
         """The service has been told to end; requests in flight go on."""
 
@@ -61,7 +67,7 @@ def server(service: Drainable, settings: Settings, listener: socket.socket) -> S
         service.asgi(),
         loop="uvloop",
         # uvicorn calls it as it would a protocol class, which is all that its type allows.
-        http=functools.partial(GuardedProtocol, settings.server, service.express()),  # type: ignore[arg-type]
+        http=functools.partial(GuardedProtocol, settings.server, service.express(), service.body_limit),  # type: ignore[arg-type]
         ws="none",
         interface="asgi3",
         lifespan="on",
@@ -95,6 +101,11 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def reached_by_us(url: str) -> str:
+    """The same where it listens on every address: one of them."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
 class Server(uvicorn.Server):
     """uvicorn's server with our sweep, our farewell, and a second signal that ends it at once."""
 
@@ -114,6 +125,7 @@ class Server(uvicorn.Server):
         """Begin to answer, and say so."""
         await super().startup(sockets)
         if self.started:
+            self._service.listening(reached_by_us(self._url))
             print(f"listening on {self._url}", flush=True)
 
     async def on_tick(self, counter: int) -> bool:

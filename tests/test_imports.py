@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-WIRING = {"orchestrator/app.py", "orchestrator/parts.py"}
-PURE = ("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views")
+WIRING = {"orchestrator/app.py", "orchestrator/library.py", "orchestrator/parts.py"}
+PURE = (
+    *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views"),
+    *(f"documents/{name}" for name in ("model", "filters", "fusion", "keys", "pieces", "store_fields", "store_views")),
+)
 NOT_PURE = {
     "asyncio",
     "httpx",

@@ -26,6 +26,9 @@ ATTACH = ("file_id", "attributes", "chunking_strategy")
 BATCH = ("file_ids", "files", "attributes", "chunking_strategy")
 SEARCH = ("query", "filters", "max_num_results", "ranking_options", "rewrite_query", "include")
 
+POLL = {"openai-poll-after-ms": "250"}
+"""How soon OpenAI's SDK asks again; without it, a second."""
+
 STORE = "/v1/vector_stores/{store}"
 Content = Callable[[StoreFile], Awaitable[Passages]]
 
@@ -193,10 +196,12 @@ class StoresApi:
         return await self._stores.file(key.tenant, request.path_params["store"], request.path_params["file"])
 
     def _file_answer(self, file: StoreFile) -> Response:
-        return Json(views.file_view(file, self._fraction(file.entry)))
+        headers = POLL if file.status is IngestStatus.IN_PROGRESS else None
+        return Json(views.file_view(file, self._fraction(file.entry)), headers=headers)
 
     async def _batch_answer(self, batch: FileBatch) -> Response:
-        return Json(views.batch_view(batch, await self._stores.batch_counts(batch)))
+        counts = await self._stores.batch_counts(batch)
+        return Json(views.batch_view(batch, counts), headers=POLL if counts.in_progress else None)
 
 
 def _status(request: Request) -> IngestStatus | None:

@@ -255,6 +255,12 @@ class Embedder(Protocol):
     def piece_tokens_max(self) -> int:
         """The longest text that it takes whole, in tokens."""
 
+    async def prepare(self) -> Path | None:
+        """Get what it needs before its first vector, which may take a minute, once; its tokenizer's file, if any.
+
+        Raises `errors.EmbedderUnavailable`.
+        """
+
     async def embed(self, texts: Sequence[str], *, wait: bool) -> Vectors:
         """One vector a text, in order. With `wait`, however long its model takes to start, politely behind others;
         without, as fast as can be.

@@ -16,7 +16,7 @@ from orchestrator.documents.embedders import Embedders
 from orchestrator.documents.grouping import Grouped
 from orchestrator.documents.keys import file_key, passages_key, vectors_key
 from orchestrator.documents.model import Passages, StoredFile, StoreFile
-from orchestrator.documents.passages import PASSAGES_BYTES_MAX, decode, encode
+from orchestrator.documents.passages import PASSAGES_BYTES_MAX, PassagesDamaged, decode, encode
 from orchestrator.documents.pieces import Pieces, pieces
 from orchestrator.documents.ports import Embedder, Extractor, Indexed, ObjectStore, Shelf, Source
 from orchestrator.errors import EmbedderUnavailable, NotFound
@@ -52,13 +52,21 @@ class Reading:
     """Does the work of a job up to the index. Everything it makes is kept in the object store and found there again."""
 
     def __init__(
-        self, *, shelf: Shelf, objects: ObjectStore, extractor: Extractor, embedders: Embedders, folder: Path
+        self,
+        *,
+        shelf: Shelf,
+        objects: ObjectStore,
+        embedders: Embedders,
+        make_extractor: Callable[[Path | None], Extractor],
+        folder: Path,
     ) -> None:
-        """`folder` takes local copies while they are read."""
+        """`make_extractor` is given the tokenizer to count with, and may block; `folder` takes local copies while they
+        are read."""
         self._shelf = shelf
         self._objects = objects
-        self._extractor = extractor
         self._embedders = embedders
+        self._make_extractor = make_extractor
+        self._extractor: Extractor | None = None
         self._folder = folder
         self._embed: dict[str, Grouped[str, Vectors]] = {}
 
@@ -107,31 +115,44 @@ class Reading:
 
     async def _passages(self, stored: StoredFile, file: StoreFile) -> tuple[str, Passages, int]:
         """The digest that names them, themselves, and their size."""
-        digest = self._digest(stored, file)
-        for known in dict.fromkeys(filter(None, (file.passages, digest))):
-            try:
-                kept = await self._objects.read_bytes(passages_key(file.tenant, known), bytes_max=PASSAGES_BYTES_MAX)
-            except NotFound:
-                continue
-            return known, await asyncio.to_thread(decode, kept), len(kept)
+        if file.passages and (kept := await self._kept(file.tenant, file.passages)):
+            return file.passages, *kept
+        extractor = await self._reader()
+        digest = self._digest(stored, file, extractor)
+        if kept := await self._kept(file.tenant, digest):
+            return digest, *kept
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             source = Source(path=Path(folder) / "source", filename=stored.filename, content_type=stored.content_type)
             await self._fetch(file_key(stored.tenant, stored.id), source.path)
-            passages = await self._extractor.read(source, file.chunking, piece_tokens_max=self._piece_tokens_max())
+            passages = await extractor.read(source, file.chunking, piece_tokens_max=self._piece_tokens_max())
         encoded = await asyncio.to_thread(encode, passages)
         crash_point("ingest.before_passages")
         await self._objects.put_bytes(passages_key(file.tenant, digest), encoded)
         crash_point("ingest.after_passages")
         return digest, passages, len(encoded)
 
-    def _digest(self, stored: StoredFile, file: StoreFile) -> str:
+    async def _kept(self, tenant: str, digest: str) -> tuple[Passages, int] | None:
+        try:
+            kept = await self._objects.read_bytes(passages_key(tenant, digest), bytes_max=PASSAGES_BYTES_MAX)
+            return await asyncio.to_thread(decode, kept), len(kept)
+        except (NotFound, PassagesDamaged):
+            return None
+
+    async def _reader(self) -> Extractor:
+        """Counts tokens as the embedder does, so that one's tokenizer must be there first."""
+        if self._extractor is None:
+            tokenizer = await self._embedders.prepare()
+            self._extractor = await asyncio.to_thread(self._make_extractor, tokenizer)
+        return self._extractor
+
+    def _digest(self, stored: StoredFile, file: StoreFile, extractor: Extractor) -> str:
         """Of all that decides what reading gives."""
         chunking = file.chunking
         facts = (
             stored.sha256,
             PurePath(stored.filename).suffix.lower(),
             stored.content_type,
-            self._extractor.version,
+            extractor.version,
             str(chunking.chunk_tokens_max),
             str(chunking.overlap_tokens),
             str(self._piece_tokens_max()),

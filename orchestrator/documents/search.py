@@ -125,6 +125,8 @@ class Search:
 
     async def _vectors(self, store: VectorStore, queries: Sequence[str], asked: Asked) -> tuple[Vectors | None, Notice]:
         if not asked.ranking.embedding_weight or not store.embedder:
+            if self._embedders.missing:
+                return None, Notice(text=f"found by words alone: {self._embedders.missing}")
             silent = not asked.ranking.embedding_weight or not self._embedders.name
             return None, Notice() if silent else Notice(text="found by words alone: the store has no vectors yet")
         embedder = self._embedders.named(store.embedder)

@@ -232,6 +232,7 @@ class Stores:
         replaced = [await self._shelf.store_file(store.tenant, store.id, member.file) for member in members]
         added = await self._shelf.add_store_files(members, batch)
         self._left([file for file in replaced if file is not None])
+        self._jobs.wake()
         return added
 
     async def _members(

@@ -107,13 +107,14 @@ class EmbeddedMiniLm:
         """Why it can never work here, with the remedy; empty: it can, or will once it is prepared."""
         return self._missing
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> Path | None:
         """Fetch and make what it needs, unless that is done. Takes half a minute, the event loop goes on. Raises
         `EmbedderUnavailable`."""
         if self._missing:
             raise EmbedderUnavailable(self._missing, retry_after_s=MISSING_RETRY_S)
         if self._preparation.shape is None:
             await asyncio.shield(asyncio.wrap_future(self._preparation.begin()))
+        return self.tokenizer_path
 
     async def embed(self, texts: Sequence[str], *, wait: bool) -> Vectors:
         """One vector a text, see `Embedder`. With `wait` it waits for the preparation, and lets those without go

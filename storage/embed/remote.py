@@ -102,6 +102,9 @@ class RemoteEmbedder:
         """The longest text that it takes whole, in tokens."""
         return self._piece_tokens_max
 
+    async def prepare(self) -> None:
+        """Nothing: its model is elsewhere, its tokenizer unknown."""
+
     async def embed(self, texts: Sequence[str], *, wait: bool) -> Vectors:
         """One vector a text, see `Embedder`. With `wait`, a server that is busy, cold or away is asked again as it
         says, for at most `wait_max_s`."""

@@ -25,7 +25,7 @@ POINTS: Mapping[str, Sequence[str]] = {
     "upload": ("upload.after_spool", "upload.after_put", "upload.after_record"),
     "ingest": ("ingest.before_passages", "ingest.after_passages", "ingest.before_completed"),
     "index": ("index.before_lexical", "index.after_lexical", "index.before_manifest", "index.after_manifest"),
-    "catalogue": ("records.doubted", "records.written", "records.kept"),
+    "catalogue": ("record.before_put", "record.after_put", "record.before_delete", "record.after_delete"),
 }
 """Where a seed may die at once; else it dies after so many acknowledged steps."""
 FILES_MAX = 12
@@ -107,13 +107,11 @@ def _killed_while_busy(
     steps = FILES_MAX if by_point else chance.randrange(1, FILES_MAX)
     client = Client(running.url, store, seed, steps, killed)
     client.start()
-    if by_point:
-        running.process.wait(WAIT_S)  # it dies by itself, at its point
-    else:
-        killed.wait(WAIT_S)
+    until(lambda: killed.is_set() or running.process.poll() is not None)  # done with its steps, or dead at its point
+    if not by_point:
         threading.Event().wait(chance.random() * 0.3)  # the moment is the seed's
-        running.process.kill()
-        running.process.wait(WAIT_S)
+    running.process.kill()
+    running.process.wait(WAIT_S)
     client.join(WAIT_S)
     return client.known
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import openai
 
+from tests.s3 import S3Server
 from tests.stub import Service, service
 
 WORDS_ONLY = '[embeddings]\nmodel = ""\n'
@@ -32,7 +34,7 @@ def served(folder: Path, config: str = WORDS_ONLY, **environ: str) -> Iterator[S
         yield Served(running)
 
 
-@contextlib.contextmanager
-def bucket() -> Iterator[Mapping[str, str]]:
-    """An S3 server with a bucket of its own: what the service's environment must say."""
-    raise NotImplementedError
+def on_s3(server: S3Server) -> Mapping[str, str]:
+    """What a service's environment must say to keep its files in a new bucket of that server."""
+    bucket = f"documents-{secrets.token_hex(4)}"
+    return {**server.environ, "ORCHESTRATOR_STORAGE__URL": f"s3://{bucket}/files"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.documents.served import Served, bucket, served
+from tests.documents.served import Served, on_s3, served
 from tests.stub import WAIT_S
 
 CATS = b"# Cats\n\nA cat is a small carnivorous mammal. Cats sleep for most of the day.\n"
@@ -17,13 +17,14 @@ SHIPS = b"# Ships\n\nA ship is a large vessel that carries cargo across the ocea
 STARS = "# Étoiles\n\nUne étoile est une boule de plasma lumineuse.\n".encode()
 
 
-@pytest.fixture(params=["file", "s3"])
-def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+@pytest.fixture(scope="module", params=["file", "s3"])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp(request.param)
     if request.param == "file":
-        with served(tmp_path) as running:
+        with served(folder) as running:
             yield running
         return
-    with bucket() as environ, served(tmp_path, **environ) as running:
+    with served(folder, **on_s3(request.getfixturevalue("s3_server"))) as running:
         yield running
 
 
@@ -80,11 +81,12 @@ def test_attributes_filters_and_deletes_count_at_once(service: Served) -> None:
 
 def test_listings_page_through(service: Served) -> None:
     client = service.client()
+    before = {store.id for store in client.vector_stores.list()}
     made = [client.vector_stores.create(name=f"store {n}").id for n in range(5)]
-    assert [store.id for store in client.vector_stores.list(limit=2, order="asc")] == made
-    assert [store.id for store in client.vector_stores.list(limit=2)] == made[::-1]
-    files = [client.files.create(file=(f"{n}.txt", b"same"), purpose="assistants").id for n in range(5)]
-    assert [file.id for file in client.files.list(limit=2, order="asc")] == files
+    assert [store.id for store in client.vector_stores.list(limit=2, order="asc") if store.id not in before] == made
+    assert [store.id for store in client.vector_stores.list(limit=2)][:5] == made[::-1]
+    files = [client.files.create(file=(f"{n}.txt", b"same"), purpose="user_data").id for n in range(5)]
+    assert [file.id for file in client.files.list(limit=2, order="asc", purpose="user_data")] == files
     batch = client.vector_stores.file_batches.create_and_poll(made[0], file_ids=files)
     assert batch.file_counts.completed == 5
     listed = client.vector_stores.file_batches.list_files(batch.id, vector_store_id=made[0], limit=2, order="asc")

@@ -1,0 +1,312 @@
+"""Where documents are wired: files, uploads and vector stores over the object store, the catalogue and the indexes.
+
+With `app` and `parts` the only module that names a store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from orchestrator.auth import Key, KeyRing
+from orchestrator.config import cache_dir
+from orchestrator.documents.api_files import FilesApi
+from orchestrator.documents.api_stores import StoresApi
+from orchestrator.documents.api_uploads import UploadsApi
+from orchestrator.documents.asking import ModelReranker, ModelRewriter
+from orchestrator.documents.embedders import Embedders
+from orchestrator.documents.endpoints import Endpoint, Handler, routes
+from orchestrator.documents.files import Files
+from orchestrator.documents.garbage import Garbage
+from orchestrator.documents.ingest import Ingest
+from orchestrator.documents.limits import body_limit
+from orchestrator.documents.ports import Embedder
+from orchestrator.documents.reading import Reading
+from orchestrator.documents.reembed import Reembed
+from orchestrator.documents.roster import Roster
+from orchestrator.documents.search import Search
+from orchestrator.documents.spool import Spool
+from orchestrator.documents.stores import Stores
+from orchestrator.documents.uploads import Uploads
+from orchestrator.errors import ApiError, ObjectsUnavailable, OrchestratorError
+from orchestrator.model import Scope
+from orchestrator.ports import Clock
+from orchestrator.settings import Settings
+from storage.catalog import Catalog
+from storage.embed.minilm import EmbeddedMiniLm
+from storage.extract.reader import LimitedReader
+from storage.objects import open_objects
+from storage.records import RecordedShelf, rebuild
+from storage.shelves import DiskShelves
+
+if TYPE_CHECKING:
+    import httpx
+
+SWEEP_S = 5.0
+CHECK_S = 5.0
+"""How often the object store is asked whether it is there."""
+RESTORE_RETRY_S = 5.0
+BEGUN_S = 5.0
+"""The longest that the service waits with its first request for a catalogue that is rebuilt."""
+FREE_BYTES_MIN = 2**28
+"""Of the disk, that uploads leave free for the catalogue and the indexes."""
+JOBS_PER_READER = 4
+"""Files under way for each that is being read: the others wait for their vectors, in rounds with others'."""
+API_KEY = "EMBEDDINGS_API_KEY"
+
+log = structlog.get_logger()
+
+
+class Library:
+    """Documents, as the service runs them."""
+
+    def __init__(self, *, settings: Settings, data: Path, catalog: Catalog, keys: KeyRing, clock: Clock) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._clock = clock
+        self._objects = open_objects(
+            _url(settings, data),
+            base=Path.cwd(),
+            endpoint_url=settings.storage.endpoint_url or None,
+            region=settings.storage.region or None,
+            environ=os.environ,
+        )
+        self._clients: list[httpx.AsyncClient] = []
+        shelf = RecordedShelf(catalog, self._objects)
+        self._shelf = shelf
+        self._small: EmbeddedMiniLm | None = None
+        self._embedders = self._make_embedders()
+        self._shelves = DiskShelves(data / "indexes")
+        roster = Roster(shelf)
+        reading = self._reading(shelf, data)
+        self._ingest = Ingest(
+            shelf=shelf,
+            shelves=self._shelves,
+            roster=roster,
+            reading=reading,
+            monotonic=clock.monotonic,
+            jobs_max=settings.ingest.parallel_max * JOBS_PER_READER,
+        )
+        self._reembed = Reembed(shelf=shelf, shelves=self._shelves, reading=reading, changed=self._ingest.check)
+        self._stores = Stores(shelf=shelf, shelves=self._shelves, roster=roster, unix=clock.unix, jobs=self._ingest)
+        search = self._search(roster)
+        self._spool = Spool(data / "spool", files_max=settings.storage.uploads_max, free_bytes_min=FREE_BYTES_MIN)
+        files = Files(shelf=shelf, objects=self._objects, unix=clock.unix, forget=self._stores.forget_file)
+        uploads = Uploads(
+            shelf=shelf,
+            objects=self._objects,
+            spool=self._spool,
+            files=files,
+            unix=clock.unix,
+            bytes_max=settings.storage.file_bytes_max,
+        )
+        self._garbage = Garbage(shelf=shelf, objects=self._objects, files=files, uploads=uploads)
+        self._apis = (
+            FilesApi(files=files, spool=self._spool, file_bytes_max=settings.storage.file_bytes_max),
+            UploadsApi(uploads=uploads, spool=self._spool, upload_bytes_max=settings.storage.file_bytes_max),
+            StoresApi(
+                stores=self._stores,
+                search=search,
+                content=reading.content,
+                fraction=self._ingest.fraction,
+                unix=clock.unix,
+            ),
+        )
+        self._begun = asyncio.Event()
+        self._restored = False
+        self._fault = "the service is starting"
+        """Why documents can't be reached; empty when they can."""
+
+    def routes(self) -> list[Route]:
+        """All of them, each with its scopes."""
+        return routes(self.endpoints(), self._keys)
+
+    def endpoints(self) -> list[Endpoint]:
+        """The same, before they are guarded by keys."""
+        return [replace(one, handler=self._open(one.handler)) for api in self._apis for one in api.endpoints()]
+
+    def body_limit(self, target: bytes) -> int:
+        """The most bytes of a request's body, by its target; see `head.BodyLimit`."""
+        return body_limit(
+            target,
+            file_bytes_max=self._settings.storage.file_bytes_max,
+            otherwise=self._settings.server.body_bytes_max,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether files can be stored and found."""
+        return not self._fault
+
+    def listening(self, url: str) -> None:
+        """The service can be asked at `url` from now on, by itself too."""
+        for client in self._clients:
+            client.base_url = url
+
+    def checks(self) -> dict[str, tuple[bool, str]]:
+        """The state of each part: whether it is well, and what is to be said."""
+        progress = self._ingest.progress
+        busy = f"{progress.running} documents are being read, {progress.waiting} wait"
+        moving = "".join(f"; {store} moves to {self._embedders.name}" for store in self._reembed.moving)
+        return {
+            "documents": (not self._fault, self._fault),
+            "ingest": (not progress.cause, (f"{busy}: {progress.cause}" if progress.cause else busy) + moving),
+        }
+
+    async def begun(self) -> None:
+        """Return once it is known whether documents can be reached, at most after `BEGUN_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BEGUN_S):
+                await self._begun.wait()
+
+    async def run(self) -> None:
+        """Work in the background until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(), name="documents.watch")
+            await self._restore()
+            tasks.create_task(self._ingest.run(), name="documents.ingest")
+            tasks.create_task(self._reembed.run(), name="documents.reembed")
+            tasks.create_task(self._sweep(), name="documents.sweep")
+
+    async def aclose(self) -> None:
+        """Let go of what is held. After `run` has ended."""
+        await self._embedders.aclose()
+        for client in self._clients:
+            await client.aclose()
+        await self._shelf.aclose()
+        await self._objects.aclose()
+
+    # --- in the background ---
+
+    async def _restore(self) -> None:
+        """Where the catalogue was begun anew, fill it from the object store; documents wait for that."""
+        while True:
+            try:
+                if await self._shelf.fresh():
+                    self._fault = "the catalogue is rebuilt from the object store"
+                    await rebuild(self._objects, self._shelf)
+                break
+            except OrchestratorError as error:
+                self._fault = str(error)
+                log.warning("documents_not_restored", error=str(error))
+                self._begun.set()
+                await asyncio.sleep(RESTORE_RETRY_S)
+        self._restored, self._fault = True, ""
+        self._begun.set()
+
+    async def _watch(self) -> None:
+        """Ask the object store whether it is there."""
+        while True:
+            try:
+                await self._objects.check()
+                fault = ""
+            except ObjectsUnavailable as error:
+                fault = str(error)
+            if self._restored:
+                self._fault = fault
+            await asyncio.sleep(CHECK_S)
+
+    async def _sweep(self) -> None:
+        """Clear away what nobody needs any more."""
+        while True:
+            if self._small is not None:
+                self._small.tick(self._clock.monotonic())
+            try:
+                await self._garbage.sweep(self._clock.unix())
+                await self._shelf.mend()
+                await self._stores.expire()
+            except OrchestratorError as error:
+                log.info("sweep_waits", error=str(error))
+            await asyncio.sleep(SWEEP_S)
+
+    def _open(self, handler: Handler) -> Handler:
+        """The handler, once the catalogue is whole."""
+
+        async def opened(request: Request, key: Key) -> Response:
+            if not self._restored:
+                raise ApiError(503, self._fault, code="storage_unavailable", headers={"retry-after": "5"})
+            return await handler(request, key)
+
+        return opened
+
+    # --- parts ---
+
+    def _reading(self, shelf: RecordedShelf, data: Path) -> Reading:
+        folder = data / "reading"
+        folder.mkdir(exist_ok=True)
+        return Reading(
+            shelf=shelf,
+            objects=self._objects,
+            embedders=self._embedders,
+            make_extractor=self._extractor,
+            folder=folder,
+        )
+
+    def _extractor(self, tokenizer: Path | None) -> LimitedReader:
+        ingest = self._settings.ingest
+        return LimitedReader(
+            memory_bytes_max=ingest.memory_bytes_max,
+            time_max_s=ingest.time_max_s,
+            text_bytes_max=ingest.text_bytes_max,
+            parallel_max=ingest.parallel_max,
+            tokenizer=tokenizer,
+        )
+
+    def _search(self, roster: Roster) -> Search:
+        chosen = self._settings.search
+        return Search(
+            shelves=self._shelves,
+            roster=roster,
+            embedders=self._embedders,
+            reranker=ModelReranker(self._own_client(), chosen.reranker) if chosen.reranker else None,
+            rewriter=ModelRewriter(self._own_client(), chosen.rewriter) if chosen.rewriter else None,
+        )
+
+    def _make_embedders(self) -> Embedders:
+        chosen = self._settings.embeddings
+        if chosen.url:
+            url = chosen.url.rstrip("/").removesuffix("/v1")
+            return Embedders(self._remote(self._client(url, os.environ.get(API_KEY, "")), chosen.model))
+        if not chosen.model:
+            return Embedders(None)
+        small = EmbeddedMiniLm(cache_dir(os.environ), folder=chosen.folder, threads=chosen.threads)
+        self._small = small
+        if chosen.model in self._settings.models:
+            return Embedders(self._remote(self._own_client(), chosen.model), [small])
+        if missing := small.available():
+            log.warning("no_embedder", cause=missing)
+            return Embedders(None, missing=missing)
+        return Embedders(small)
+
+    def _remote(self, client: httpx.AsyncClient, model: str) -> Embedder:
+        from storage.embed.remote import RemoteEmbedder  # its httpx is slow to import, and few need it
+
+        return RemoteEmbedder(model=model, client=client, piece_tokens_max=self._settings.embeddings.piece_tokens_max)
+
+    def _own_client(self) -> httpx.AsyncClient:
+        """A client to this very service, which will tell its address."""
+        secret = self._keys.own(Key(name="", scopes=frozenset({Scope.REALTIME})))
+        client = self._client("http://127.0.0.1", secret)
+        self._clients.append(client)
+        return client
+
+    def _client(self, url: str, secret: str) -> httpx.AsyncClient:
+        import httpx
+
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        return httpx.AsyncClient(base_url=url, headers=headers)
+
+
+def _url(settings: Settings, data: Path) -> str:
+    """The default follows the data folder."""
+    default = type(settings.storage).model_fields["url"].default
+    return f"file://{data / 'objects'}" if settings.storage.url == default else settings.storage.url
