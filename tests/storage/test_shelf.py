@@ -138,9 +138,11 @@ def test_anothers_is_unknown(shelf: Shelf, tenant: str) -> None:
     run(test())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    filename=NAMES, owner=NAMES, attributes=st.dictionaries(NAMES, NAMES | st.floats(allow_nan=False) | st.booleans())
+    filename=NAMES,
+    owner=NAMES,
+    attributes=st.dictionaries(NAMES, NAMES | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()),
 )
 def test_names_are_data(shelf: Shelf, filename: str, owner: str, attributes: dict[str, Any]) -> None:
     async def test() -> None:
