@@ -25,6 +25,8 @@ WITHOUT_S3 = """
 services:
   s3: !reset null
   orchestrator:
+    environment:
+      ORCHESTRATOR_STORAGE__URL: file:///data/objects
     depends_on: !override
       docker-proxy: { condition: service_healthy }
 """

@@ -1,4 +1,7 @@
-"""The stock OpenAI SDK drives files, vector stores and searches against the real service: on a folder and on S3."""
+"""The stock OpenAI SDK drives files, vector stores and searches against the real service.
+
+On a folder with words alone; and, slow, on a folder and on S3 with the vectors of the real MiniLM.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.documents.served import Served, on_s3, served
+from tests.documents.served import WORDS_ONLY, Served, on_s3, served
 from tests.stub import WAIT_S
 
 CATS = b"# Cats\n\nA cat is a small carnivorous mammal. Cats sleep for most of the day.\n"
@@ -17,14 +20,18 @@ SHIPS = b"# Ships\n\nA ship is a large vessel that carries cargo across the ocea
 STARS = "# Étoiles\n\nUne étoile est une boule de plasma lumineuse.\n".encode()
 
 
-@pytest.fixture(scope="module", params=["file", "s3"])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=["words", pytest.param("vectors", marks=SLOW), pytest.param("vectors on s3", marks=SLOW)],
+)
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "file":
-        with served(folder) as running:
-            yield running
-        return
-    with served(folder, **on_s3(request.getfixturevalue("s3_server"))) as running:
+    folder = tmp_path_factory.mktemp("served")
+    config = WORDS_ONLY if request.param == "words" else ""
+    environ = on_s3(request.getfixturevalue("s3_server")) if "s3" in request.param else {}
+    with served(folder, config, **environ) as running:
         yield running
 
 
