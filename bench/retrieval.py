@@ -83,7 +83,8 @@ async def _measured(collections: Sequence[Collection], url: str | None, model: s
     import httpx
 
     embedder = EmbeddedMiniLm(cache_dir(os.environ) / "embedders")
-    headers = {"authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', '')}"}
+    secret = os.environ.get("OPENAI_API_KEY")
+    headers = {"authorization": f"Bearer {secret}"} if secret else {}
     async with httpx.AsyncClient(base_url=url or "", headers=headers) as client:
         reranker = ModelReranker(client, model) if url else None
         try:
