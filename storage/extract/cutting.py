@@ -173,14 +173,16 @@ class _Cutter:
             heads, body = [], block
         if _tokens(self._heads) > self._sizes.chunk // SECTION_SHARE:
             yield from self._placed([])
+        only = True
         for part in _portions(body):
             cut = self._line_atoms(part, "\n" if heads else BLOCK_GAP)
             while cut:
                 before = _tokens(self._heads) + _tokens(heads)
                 fits = _fitting(cut, self._sizes.chunk - before)
                 taken, cut = [*heads, *cut[:fits]], cut[fits:]
-                small = before + _tokens(taken[len(heads) :]) <= self._sizes.piece
+                small = only and not cut and _tokens(self._heads) + _tokens(taken) <= self._sizes.piece
                 yield from self._placed([_joined(taken)]) if small else self._whole(taken)
+                only = False
                 heads = [replace(atom, start=None, end=None, verbatim=False) for atom in heads]
 
     def _line_atoms(self, block: Block, gap: str) -> list[Atom]:
@@ -191,7 +193,7 @@ class _Cutter:
             if self._fits(start, end, ends, limit):
                 spans.append((start, end))
             else:
-                spans += _between(block.text, _FIELD, start, end)
+                spans += _grouped(_between(block.text, _FIELD, start, end), limit // 2)
         return self._cut(block, ends, spans, limit, gap)
 
     def _ends(self, text: str) -> list[int]:
@@ -291,6 +293,18 @@ def _between(text: str, breaks: re.Pattern[str], start: int, end: int) -> Iterat
         yield from _trimmed(text, start, found.start())
         start = found.end()
     yield from _trimmed(text, start, end)
+
+
+def _grouped(spans: Iterable[tuple[int, int]], chars: int) -> Iterator[tuple[int, int]]:
+    """Neighbours together up to about `chars`."""
+    begun: tuple[int, int] | None = None
+    for start, end in spans:
+        if begun and end - begun[0] > chars:
+            yield begun
+            begun = None
+        begun = (begun[0] if begun else start, end)
+    if begun:
+        yield begun
 
 
 def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
