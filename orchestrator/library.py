@@ -29,7 +29,7 @@ from orchestrator.documents.files import Files
 from orchestrator.documents.garbage import Garbage
 from orchestrator.documents.ingest import Ingest
 from orchestrator.documents.limits import body_limit
-from orchestrator.documents.ports import Embedder
+from orchestrator.documents.ports import Embedder, ObjectStore
 from orchestrator.documents.reading import Reading
 from orchestrator.documents.reembed import Reembed
 from orchestrator.documents.roster import Roster
@@ -73,13 +73,7 @@ class Library:
         self._settings = settings
         self._keys = keys
         self._clock = clock
-        self._objects = open_objects(
-            _url(settings, data),
-            base=Path.cwd(),
-            endpoint_url=settings.storage.endpoint_url or None,
-            region=settings.storage.region or None,
-            environ=os.environ,
-        )
+        self._objects = configured_objects(settings, data)
         self._clients: list[httpx.AsyncClient] = []
         shelf = RecordedShelf(catalog, self._objects)
         self._shelf = shelf
@@ -306,7 +300,16 @@ class Library:
         return httpx.AsyncClient(base_url=url, headers=headers)
 
 
-def _url(settings: Settings, data: Path) -> str:
-    """The default follows the data folder."""
+def configured_objects(settings: Settings, data: Path) -> ObjectStore:
+    """The object store of the configuration; the default follows the data folder. Touches nothing.
+
+    Raises `ConfigError`.
+    """
     default = type(settings.storage).model_fields["url"].default
-    return f"file://{data / 'objects'}" if settings.storage.url == default else settings.storage.url
+    return open_objects(
+        f"file://{data / 'objects'}" if settings.storage.url == default else settings.storage.url,
+        base=Path.cwd(),
+        endpoint_url=settings.storage.endpoint_url or None,
+        region=settings.storage.region or None,
+        environ=os.environ,
+    )

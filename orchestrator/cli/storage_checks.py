@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +14,7 @@ from orchestrator.cli.finding import Finding, Level
 from orchestrator.cli.remote import size
 from orchestrator.documents.keys import RECORDS, SERIALS
 from orchestrator.errors import ConfigError, ObjectsUnavailable, OrchestratorError
-from orchestrator.instance_lock import InstanceLock
+from orchestrator.instance_lock import InstanceLock, holder_pid
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,28 +29,35 @@ CUT_OFF_S = 3600
 
 def check_documents(settings: Settings, *, repair: bool, quiet: bool) -> Iterator[Finding]:
     """Compare everything; with `repair`, mend it. Blocks. Needs the data folder to itself, and says so if it is not."""
+    from orchestrator.library import configured_objects
+
     data = settings.server.data_dir
     if settings.storage.url.startswith("file://") and not data.exists():
         yield Finding(level=Level.OK, what="no documents are stored yet")
         return
     try:
-        lock = InstanceLock(data)
+        objects = configured_objects(settings, data)
     except ConfigError as error:
+        yield Finding(level=Level.FAIL, what="the object store can't be used", remedy=str(error))
+        return
+    try:
+        lock = InstanceLock(data)
+    except ConfigError:
+        what = f"documents were not compared: an orchestrator (process {holder_pid(data)}) is at work on {data}"
         remedy = f"stop it, then run {REPAIR if repair else '`orchestrator doctor`'} again"
-        yield Finding(level=Level.WARN, what=f"documents were not compared: {error}", remedy=remedy)
+        yield Finding(level=Level.WARN, what=what, remedy=remedy)
         return
     try:
         with _progress(quiet=quiet) as step:
-            found = asyncio.run(_examined(settings, data, repair=repair, step=step))
+            found = asyncio.run(_examined(objects, data, repair=repair, step=step))
         yield from found
     finally:
         lock.release()
 
 
-async def _examined(settings: Settings, data: Path, *, repair: bool, step: Step) -> list[Finding]:
+async def _examined(objects: ObjectStore, data: Path, *, repair: bool, step: Step) -> list[Finding]:
     """What was found until the end, or until something broke off."""
     found: list[Finding] = []
-    objects = _objects(settings, data)
     try:
         async for finding in _compared(objects, data, repair=repair, step=step):
             found.append(finding)
@@ -117,7 +123,7 @@ class _Doctor:
                 yield _unreadable("it was begun anew, and the service has not filled it yet")
                 return
             rebuilt = await rebuild(self._objects, self._shelf)
-            what = f"mended: the catalogue was filled from {sum(rebuilt.counts.values())} records"
+            what = f"mended: the catalogue was filled from the records, facts: {sum(rebuilt.counts.values())}"
             yield Finding(level=Level.OK, what=what)
         for part in (self._records_and_content, self._passages, self._indexes, self._leftovers):
             async for finding in part():
@@ -146,16 +152,16 @@ class _Doctor:
         from storage.mending import clear, read_anew
 
         derived = await self._audit.derived()
-        yield Finding(level=Level.OK, what=f"{derived.read} files of vector stores have been read")
+        yield Finding(level=Level.OK, what=f"files of vector stores that were read: {derived.read}")
         if derived.unread:
             if self._repair:
                 await read_anew(self._shelf, derived.unread)
             ids = tuple(f"{file.file} in {file.store}" for file in derived.unread)
-            yield self._mendable("what was read of files is missing", "has them read again", ids)
+            yield self._mendable(f"files of which what was read is gone: {len(ids)}", "has them read again", ids)
         if derived.garbage.keys:
             if self._repair:
                 await clear(self._objects, derived.garbage)
-            yield self._of_garbage(derived.garbage, "objects of what was read, of no file")
+            yield self._of_garbage(derived.garbage, "objects of what was read of no file")
 
     async def _indexes(self) -> AsyncIterator[Finding]:
         from storage.audit import stray_indexes
@@ -173,7 +179,7 @@ class _Doctor:
                 await asyncio.to_thread(shelves.discard, store)
         await asyncio.to_thread(shelves.close)
         if lacking:
-            what = f"{sum(one.lacking for one in found)} files are not in their stores' indexes"
+            what = f"files that are not in their stores' indexes: {sum(one.lacking for one in found)}"
             yield Finding(level=Level.WARN, what=what, remedy="the service puts them in when it starts", ids=lacking)
         if stray:
             yield self._mendable("indexes hold files that their stores don't", "takes them out", stray)
@@ -190,31 +196,33 @@ class _Doctor:
         if overdue:
             if self._repair:
                 await end_uploads(self._shelf, int(self._now_unix))
-            yield self._mendable("uploads are past their time", "ends them, and so does the service")
+            yield self._mendable("there are uploads past their time", "ends them, and so does the service")
         if left:
             if self._repair:
                 await asyncio.to_thread(_remove, left)
-            yield self._mendable(f"{len(left)} files of a process that died are left", "removes them")
+            yield self._mendable(f"files that a dead process left: {len(left)}", "removes them")
         swept = await self._objects.sweep(older_than_s=CUT_OFF_S) if self._repair else 0
         if swept:
-            yield Finding(level=Level.OK, what=f"mended: {swept} objects that were cut off halfway are removed")
+            yield Finding(level=Level.OK, what=f"mended: objects that were cut off halfway: {swept}")
 
     def _of_records(self, found: RecordsFound) -> Iterator[Finding]:
         if found.differing:
             ids = tuple(f"{name.kind} {name.id}" for name in found.differing)
-            yield self._mendable(f"{len(ids)} facts of the catalogue are not on record", "writes their records", ids)
+            yield self._mendable(
+                f"facts of the catalogue that are not on record: {len(ids)}", "writes their records", ids
+            )
         if found.unknown:
-            what = f"the catalogue has lost {len(found.unknown)} facts that are on record"
+            what = f"facts on record that the catalogue has lost: {len(found.unknown)}"
             yield self._mendable(what, "fills it from the records", found.unknown, level=Level.FAIL)
         if found.unreadable:
-            what = f"{len(found.unreadable)} records can't be read, and the catalogue does not have their facts"
+            what = f"records that can't be read, of facts that the catalogue does not have: {len(found.unreadable)}"
             remedy = "restore these objects from a copy of the object store, or remove them"
             yield Finding(level=Level.FAIL, what=what, remedy=remedy, ids=found.unreadable)
         if not (found.differing or found.unknown or found.unreadable):
-            yield Finding(level=Level.OK, what=f"{found.facts} facts of the catalogue are on record")
+            yield Finding(level=Level.OK, what=f"facts of the catalogue, all on record: {found.facts}")
 
     def _of_garbage(self, pile: Pile, what: str) -> Finding:
-        return self._mendable(f"{len(pile.keys)} {what} take {size(pile.bytes)}", "removes them", pile.keys)
+        return self._mendable(f"{what}: {len(pile.keys)}, {size(pile.bytes)}", "removes them", pile.keys)
 
     def _mendable(self, what: str, how: str, ids: tuple[str, ...] = (), level: Level = Level.WARN) -> Finding:
         if self._repair:
@@ -225,16 +233,16 @@ class _Doctor:
 def _of_content(found: ContentFound) -> Iterator[Finding]:
     copy = "restore the objects from a copy of the object store, or remove the files by `orchestrator files rm`"
     if found.lost:
-        what = f"the content of {len(found.lost)} files is lost"
+        what = f"files whose content is lost: {len(found.lost)}"
         yield Finding(level=Level.FAIL, what=what, remedy=copy, ids=found.lost)
     if found.resized:
-        what = f"the content of {len(found.resized)} files has another size than it should"
+        what = f"files whose content has another size than it should: {len(found.resized)}"
         yield Finding(level=Level.FAIL, what=what, remedy=copy, ids=found.resized)
     if found.lost_uploads:
-        what = f"{len(found.lost_uploads)} uploads have lost a part"
+        what = f"uploads that have lost a part: {len(found.lost_uploads)}"
         yield Finding(level=Level.FAIL, what=what, remedy="cancel them and send them again", ids=found.lost_uploads)
     if not (found.lost or found.resized or found.lost_uploads):
-        yield Finding(level=Level.OK, what=f"{found.files} files have their content, {size(found.bytes)}")
+        yield Finding(level=Level.OK, what=f"files, all with their content: {found.files}, {size(found.bytes)}")
 
 
 def _unreadable(fault: str) -> Finding:
@@ -248,19 +256,6 @@ async def _has_records(objects: ObjectStore) -> bool:
         if one.key != SERIALS:
             return True
     return False
-
-
-def _objects(settings: Settings, data: Path) -> ObjectStore:
-    from storage.objects import open_objects
-
-    default = type(settings.storage).model_fields["url"].default
-    return open_objects(
-        f"file://{data / 'objects'}" if settings.storage.url == default else settings.storage.url,
-        base=Path.cwd(),
-        endpoint_url=settings.storage.endpoint_url or None,
-        region=settings.storage.region or None,
-        environ=os.environ,
-    )
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -43,7 +43,7 @@ def worst(findings: list[Finding]) -> list[Finding]:
 def test_documents_that_are_well(data: Path) -> None:
     findings = doctor(data)
     assert worst(findings) == []
-    assert any(f"{FILES} files have their content" in finding.what for finding in findings)
+    assert any(f"with their content: {FILES}" in finding.what for finding in findings)
 
 
 def test_no_documents_and_nothing_is_made(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_beside_a_service_it_says_how(data: Path) -> None:
     finally:
         lock.release()
     assert finding.level is Level.WARN
-    assert "in use by an orchestrator" in finding.what and "stop it" in finding.remedy
+    assert "is at work on" in finding.what and "stop it" in finding.remedy
 
 
 def test_an_object_store_that_is_away(data: Path) -> None:
@@ -69,6 +69,11 @@ def test_an_object_store_that_is_away(data: Path) -> None:
     (data / "objects").touch()
     (finding,) = worst(doctor(data))
     assert finding.level is Level.FAIL and "object store" in finding.what
+
+
+def test_a_bucket_that_can_not_be(data: Path) -> None:
+    (finding,) = doctor(data, url="s3://No_Bucket")
+    assert finding.level is Level.FAIL and "names no bucket" in finding.remedy
 
 
 def lose(data: Path) -> None:
@@ -87,7 +92,7 @@ def test_a_catalogue_that_can_not_be_used_is_filled_from_the_records(data: Path,
     assert worst(doctor(data)) == [finding]  # looking has changed nothing
     mended = doctor(data, repair=True)
     assert any("was filled from" in finding.what for finding in mended)
-    assert any(f"{FILES} files have their content" in finding.what for finding in mended)
+    assert any(f"with their content: {FILES}" in finding.what for finding in mended)
     assert all(finding.level is not Level.FAIL for finding in doctor(data))
 
 
@@ -120,5 +125,8 @@ def test_the_command_mends_and_ends_well(data: Path) -> None:
     found = json.loads(orc(folder, *args, HF_ENDPOINT="http://127.0.0.1:9").stdout)["data"]
     (differs,) = (one for one in found if "not on record" in one["what"])
     assert (differs["level"], differs["ids"]) == ("WARN", [f"file {record.stem}"])
-    assert "mended: 1 facts" in orc(folder, "doctor", "--repair", HF_ENDPOINT="http://127.0.0.1:9").stdout
+    assert (
+        "mended: facts of the catalogue that are not on record: 1"
+        in orc(folder, "doctor", "--repair", HF_ENDPOINT="http://127.0.0.1:9").stdout
+    )
     assert record.exists()

@@ -21,9 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli import main
+from orchestrator.cli.finding import Level
+from orchestrator.cli.storage_checks import check_documents
 from orchestrator.cli.text import NAME_BYTES_MAX, SNIPPET_CHARS, duration_s, printable, safe_name, snippet
+from orchestrator.settings import ServerSettings, Settings
 from tests.cli.documents_stub import PIECE_BYTES, Documents, documents_stub
-from tests.stub import WAIT_S, until
+from tests.stub import WAIT_S, service, until
 
 HOSTILE = "../../\x1b[2J\u202eevil\r\n.txt"
 
@@ -69,6 +72,32 @@ def run(stub: Documents, folder: Path, *args: str, given: bytes = b"") -> Done:
         stream.flush()
     said, errors = (stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err))
     return Done(int(ended.value.code or 0), said, errors)
+
+
+def test_a_document_is_put_found_brought_back_and_removed(tmp_path: Path) -> None:
+    """By the service itself, which `doctor` finds well afterwards."""
+    with service(tmp_path, '[embeddings]\nmodel = ""\n') as running:
+        held = Documents(url=running.url)
+        text = "# Wings\n\nThe flutter of wings at high speed.\n"
+        (tmp_path / "a ü.md").write_text(text)
+        (tmp_path / "b.bin").write_bytes(bytes(range(256)))
+        assert run(held, tmp_path, "stores", "new", "docs").returncode == 0
+        put = run(held, tmp_path, "files", "put", "a ü.md", "b.bin", "--store", "docs", "--expires-after", "2h")
+        assert (put.returncode, "b.bin was not read" in put.stderr) == (1, True), put.stderr
+        found = run(held, tmp_path, "search", "docs", "fluttering wing")
+        assert (found.returncode, "a ü.md · Wings" in found.stdout) == (0, True), found.stderr
+        page = json.loads(run(held, tmp_path, "search", "docs", "flutter", "--json").stdout)
+        assert page["data"][0]["ranks"]["text"] == 1
+        assert run(held, tmp_path, "search", "docs", "zebra").returncode == 1
+        id = put.stdout.split()[0]
+        assert run(held, tmp_path, "files", "get", id, "-o", "back.md").returncode == 0
+        assert (tmp_path / "back.md").read_text() == text
+        assert run(held, tmp_path, "files", "rm", id, "--yes").returncode == 0
+        assert run(held, tmp_path, "search", "docs", "flutter").returncode == 1
+        assert len(json.loads(run(held, tmp_path, "files", "ls", "--json").stdout)["data"]) == 1
+        running.end()
+        settings = Settings(server=ServerSettings(data_dir=tmp_path / "data"))
+        assert {one.level for one in check_documents(settings, repair=False, quiet=True)} == {Level.OK}
 
 
 # --- put ---
