@@ -69,7 +69,7 @@ def decode(data: bytes) -> Passages:
         frames = _unframed(_unpacked(data))
         title = _TITLE.decode(next(frames, b""))
         chunks = tuple(_chunk(row) for frame in frames for row in _DECODER.decode(frame))
-    except (zlib.error, msgspec.DecodeError) as error:
+    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PassagesDamaged(f"the passages are damaged: {error}") from error
     return Passages(title=title, chunks=chunks)
 
