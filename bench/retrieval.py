@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 async def _measured(collections: Sequence[Collection], url: str | None, model: str) -> list[Row]:
     import httpx
 
-    embedder = EmbeddedMiniLm(cache_dir(os.environ) / "embedders")
+    embedder = EmbeddedMiniLm(cache_dir(os.environ))
     secret = os.environ.get("OPENAI_API_KEY")
     headers = {"authorization": f"Bearer {secret}"} if secret else {}
     async with httpx.AsyncClient(base_url=url or "", headers=headers) as client:

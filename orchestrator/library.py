@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     import httpx
 
 SWEEP_S = 5.0
+EXPIRE_ROUNDS = 12
+"""Expired stores are looked for once a minute: their time is counted in days."""
 CHECK_S = 5.0
 """How often the object store is asked whether it is there."""
 RESTORE_RETRY_S = 5.0
@@ -211,13 +214,14 @@ class Library:
 
     async def _sweep(self) -> None:
         """Clear away what nobody needs any more."""
-        while True:
+        for round_ in itertools.count():
             if self._small is not None:
                 self._small.tick(self._clock.monotonic())
             try:
                 await self._garbage.sweep(self._clock.unix())
                 await self._shelf.mend()
-                await self._stores.expire()
+                if round_ % EXPIRE_ROUNDS == 0:
+                    await self._stores.expire()
             except OrchestratorError as error:
                 log.info("sweep_waits", error=str(error))
             await asyncio.sleep(SWEEP_S)

@@ -1,0 +1,165 @@
+"""Vector stores over the real catalogue: time, replacement, and what is told to the ingest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from orchestrator.documents.ids import new_id
+from orchestrator.documents.model import Chunking, IngestStatus, Page, StoredFile, VectorStore
+from orchestrator.documents.roster import Roster
+from orchestrator.documents.store_fields import Wanted
+from orchestrator.documents.stores import Stores
+from orchestrator.errors import ApiError
+from storage.catalog import Catalog
+from storage.objects_folder import FolderObjects
+from storage.records import RecordedShelf
+from storage.shelves import DiskShelves
+
+DAY_S = 86400
+TENANT = "ada"
+
+
+@dataclass(slots=True)
+class Jobs:
+    """Writes down what it is told."""
+
+    stopped: list[int] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    woken: int = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def stop(self, entries: Collection[int]) -> None:
+        self.stopped += entries
+
+    def check(self, store: str) -> None:
+        self.checked.append(store)
+
+
+@dataclass(slots=True)
+class World:
+    """Stores, and the clock they read."""
+
+    stores: Stores
+    shelf: RecordedShelf
+    jobs: Jobs
+    now: float = 1_000_000.0
+
+    async def file(self, name: str = "a.txt") -> str:
+        id = new_id("file")
+        await self.shelf.add_file(
+            StoredFile(
+                id=id,
+                tenant=TENANT,
+                filename=name,
+                purpose="assistants",
+                bytes=1,
+                content_type="text/plain",
+                sha256="0" * 64,
+                created_unix=int(self.now),
+            )
+        )
+        return id
+
+    async def store(self, **more: object) -> VectorStore:
+        blank = VectorStore(id="", tenant=TENANT, name="s", created_unix=0, last_active_unix=0, **more)  # type: ignore[arg-type]
+        return await self.stores.create(blank, [])
+
+
+def wanted(file: str) -> Wanted:
+    return Wanted(file=file, attributes={}, chunking=Chunking())
+
+
+def played(folder: Path, scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def play() -> None:
+        catalog, objects = Catalog(folder / "catalog.duckdb"), FolderObjects(folder / "objects")
+        shelf, jobs = RecordedShelf(catalog, objects), Jobs()
+        stores = Stores(
+            shelf=shelf,
+            shelves=DiskShelves(folder / "indexes"),
+            roster=Roster(shelf),
+            unix=lambda: world.now,
+            jobs=jobs,
+        )
+        world = World(stores, shelf, jobs)
+        try:
+            await scenario(world)
+        finally:
+            await shelf.aclose()
+            await objects.aclose()
+            catalog.close()
+
+    asyncio.run(play())
+
+
+def test_a_store_that_nobody_uses_expires(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        store = await world.store(expires_after_days=2)
+        file = await world.file()
+        await world.stores.attach(TENANT, store.id, wanted(file))
+        world.now += DAY_S
+        await world.stores.live(TENANT, store.id)  # a use: two days from now
+        world.now += 1.5 * DAY_S
+        await world.stores.expire()
+        assert (await world.stores.file(TENANT, store.id, file)).status is IngestStatus.IN_PROGRESS
+        world.now += 0.6 * DAY_S
+        with pytest.raises(ApiError, match="has expired"):
+            await world.stores.attach(TENANT, store.id, wanted(file))
+        await world.stores.expire()
+        assert (await world.shelf.all_store_files(store.id)) == ()
+        assert await world.shelf.file(TENANT, file) is not None
+        assert (await world.stores.get(TENANT, store.id)).id == store.id
+
+    played(tmp_path, scenario)
+
+
+def test_a_file_that_is_put_in_again_is_read_again(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        store, file = await world.store(), await world.file()
+        first = await world.stores.attach(TENANT, store.id, wanted(file))
+        second = await world.stores.attach(TENANT, store.id, wanted(file))
+        assert second.entry > first.entry
+        assert world.jobs.stopped == [first.entry]
+        assert world.jobs.checked == [store.id]
+        found, more = await world.stores.files(TENANT, store.id, Page(), status=None)
+        assert ([one.entry for one in found], more) == ([second.entry], False)
+
+    played(tmp_path, scenario)
+
+
+def test_a_batch_is_all_or_nothing(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        store, file = await world.store(), await world.file()
+        with pytest.raises(ApiError) as caught:
+            await world.stores.attach_batch(TENANT, store.id, [wanted(file), wanted(new_id("file"))])
+        assert caught.value.status == 404
+        assert await world.shelf.all_store_files(store.id) == ()
+        batch = await world.stores.attach_batch(TENANT, store.id, [wanted(file)])
+        assert (await world.stores.cancel_batch(TENANT, store.id, batch.id)).cancelled
+        assert (await world.stores.batch_counts(batch)).cancelled == 1
+        assert (await world.stores.file(TENANT, store.id, file)).status is IngestStatus.CANCELLED
+
+    played(tmp_path, scenario)
+
+
+def test_what_is_removed_is_told(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        store, file, other = await world.store(), await world.file(), await world.file("b.txt")
+        entries = [(await world.stores.attach(TENANT, store.id, wanted(id))).entry for id in (file, other)]
+        await world.stores.forget_file(TENANT, file)
+        assert world.jobs.stopped == entries[:1]
+        with pytest.raises(ApiError):
+            await world.stores.file(TENANT, store.id, file)
+        await world.stores.remove(TENANT, store.id)
+        assert world.jobs.stopped == entries
+        with pytest.raises(ApiError):
+            await world.stores.get(TENANT, store.id)
+        assert await world.shelf.file(TENANT, other) is not None
+
+    played(tmp_path, scenario)
