@@ -57,7 +57,10 @@ def serve(service: Drainable, settings: Settings, listener: socket.socket) -> No
     running = server(service, settings, listener)
     gc.freeze()  # what was made so far stays; a request's objects die by their counts
     gc.set_threshold(GC_THRESHOLD, 50, 50)
-    running.run(sockets=[listener])
+    try:
+        running.run(sockets=[listener])
+    finally:
+        gc.unfreeze()  # else modules outlive the interpreter, of which DuckDB's complains on stderr
 
 
 def server(service: Drainable, settings: Settings, listener: socket.socket) -> Server:

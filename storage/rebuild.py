@@ -57,7 +57,8 @@ async def rebuild(objects: ObjectStore, shelf: DuckShelf) -> Rebuilt:
     if stray := [fact.name for fact in facts if fact.name not in kept]:
         await shelf.doubt(stray)
     counts = Counter(fact.name.kind for fact in whole)
-    log.info("catalog_rebuilt", **counts, problems=len(problems))
+    if facts or problems:  # else it is the very first start
+        log.info("catalog_rebuilt", **counts, problems=len(problems))
     return Rebuilt(counts=dict(counts), problems=tuple(sorted(problems)))
 
 
@@ -88,5 +89,6 @@ async def _above(objects: ObjectStore, facts: Iterable[Fact]) -> int:
     try:
         return int(msgspec.json.decode(await objects.read_bytes(SERIALS, bytes_max=RECORD_BYTES_MAX), type=int))
     except (NotFound, msgspec.MsgspecError):
-        log.warning("serials_unknown")
+        if facts:
+            log.warning("serials_unknown")
     return max((fact.serial for fact in facts), default=0) + SERIALS_STEP
