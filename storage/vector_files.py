@@ -45,6 +45,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dimension: int
     generation: int = 0
     """In the names of the columns' files: a compaction begins new ones."""
+    centred: bool = False
+    """Whether this generation's codes have a centre; if not, it is 0."""
     rows: int = 0
     records: int = 0
     records_crc32: int = 0
@@ -110,9 +112,28 @@ class Columns:
             raise VectorsDamaged("the vectors' records are damaged")
         return records
 
-    def next_generation(self) -> Columns:
-        """Empty columns beside these; they count, and these no longer, once something is appended."""
-        manifest = Manifest(version=VERSION, dimension=self.manifest.dimension, generation=self.manifest.generation + 1)
+    def centre(self) -> scan.Floats:
+        """That of the codes; shape (dimension,)."""
+        dimension = self.manifest.dimension
+        return self._mapped("centre", np.float32, dimension) if self.manifest.centred else np.zeros(dimension, "f4")
+
+    def next_generation(self, centre: scan.Floats | None) -> Columns:
+        """Empty columns beside these. They count, and these no longer, once something is appended to them.
+
+        Raises `VectorsError` when the disk refuses.
+        """
+        manifest = Manifest(
+            version=VERSION,
+            dimension=self.manifest.dimension,
+            generation=self.manifest.generation + 1,
+            centred=centre is not None,
+        )
+        if centre is not None:
+            try:
+                with _Writers(self._folder, manifest.generation) as files:
+                    files.write("centre", 0, centre)
+            except OSError as error:
+                raise VectorsError(f"the vectors were not changed: {error}") from error
         return Columns(self._folder, manifest)
 
     def sweep(self) -> None:

@@ -1,7 +1,8 @@
 """The arithmetic of the vector index: what is stored of a vector, and how rows are compared. Pure numpy, no I/O.
 
-A row is kept twice: as 16-bit integers, which give its cosine to within 1e-4, and as the sign of each component, 48
-bytes for 384 of them. The signs choose the few thousand rows that the integers then rank.
+A row is kept twice: as 16-bit integers, which give its cosine to within 1e-4, and as a bit for each component, on which
+side of the rows' centre it lies: 48 bytes at 384 dimensions. The bits choose the few thousand rows that the integers
+then rank. Without the centre, bits say little of vectors that all point the same way, as some models' do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Places = NDArray[np.int64]
 VALUE_ONE = 32767
 """How 1.0 is stored."""
 BLOCK_ROWS = 2**16
-"""Of signs that are kept together, word by word, so that each word's comparison runs over a column."""
+"""Of bits that are kept together, word by word, so that each word's comparison runs over a column."""
 SCAN_ROWS = 2**15
 """Compared at once: the temporaries stay in the CPU's cache."""
 SCORE_ROWS = 2048
@@ -27,7 +28,7 @@ SCORE_ROWS = 2048
 
 
 def words(dimension: int) -> int:
-    """64-bit words of a row's signs."""
+    """64-bit words of a row's bits."""
     return -(-dimension // 64)
 
 
@@ -36,12 +37,17 @@ def values_of(vectors: Floats) -> Values:
     return np.rint(np.clip(vectors, -1.0, 1.0) * VALUE_ONE).astype(np.int16)
 
 
-def codes_of(vectors: Floats) -> Codes:
-    """Shape (rows, words): one bit a component, set where it is positive; the bits that are left over are 0."""
+def floats_of(values: Values) -> Floats:
+    """What `values_of` was given, but for rounding."""
+    return np.divide(values, VALUE_ONE, dtype=np.float32)
+
+
+def codes_of(vectors: Floats, centre: Floats) -> Codes:
+    """Shape (rows, words): a bit is set where the component is above that of the centre; the spare ones are 0."""
     rows, dimension = vectors.shape
-    signs = np.zeros((rows, words(dimension) * 64), np.bool_)
-    signs[:, :dimension] = vectors > 0
-    return np.packbits(signs, axis=1).view(np.uint64)
+    bits = np.zeros((rows, words(dimension) * 64), np.bool_)
+    bits[:, :dimension] = vectors > centre
+    return np.packbits(bits, axis=1).view(np.uint64)
 
 
 def scores(values: Values, rows: Places | None, vector: Floats) -> Floats:
@@ -58,7 +64,7 @@ def scores(values: Values, rows: Places | None, vector: Floats) -> Floats:
 
 
 def differences(blocks: Sequence[Codes], count: int, code: Codes) -> NDArray[np.uint16]:
-    """How many signs of each of the first `count` rows differ from those of `code`.
+    """How many bits of each of the first `count` rows differ from those of `code`.
 
     `blocks` have the shape (words, `BLOCK_ROWS`).
     """

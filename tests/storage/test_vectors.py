@@ -26,7 +26,7 @@ from storage.vectors import Vectors
 DIMENSION = 24
 
 
-def unit(rows: NDArray[np.float64]) -> Floats:
+def unit(rows: NDArray[np.floating]) -> Floats:
     """Each row at length 1."""
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
@@ -71,6 +71,7 @@ def test_after_any_changes_it_finds_what_is_nearest(
 ) -> None:
     """A shortlist of all rows is as good as none; compaction comes often."""
     monkeypatch.setattr(vectors, "EXACT_ROWS", exact_rows)
+    monkeypatch.setattr(vectors, "FEW_ROWS", 0)
     monkeypatch.setattr(vectors, "WASTE_MIN", 30)
     chance = random.Random(seed)
     index = Vectors(tmp_path, DIMENSION)
@@ -107,6 +108,7 @@ def test_a_shortlist_keeps_the_recall_whatever_the_filter(
     many: tuple[Vectors, Floats], monkeypatch: pytest.MonkeyPatch, share: float | None
 ) -> None:
     monkeypatch.setattr(vectors, "EXACT_ROWS", 100)
+    monkeypatch.setattr(vectors, "FEW_ROWS", 100)
     index, rows = many
     allowed = None if share is None else random.Random(3).sample(range(4000), int(4000 * share))
     outside = np.ones(4000, bool)
@@ -119,6 +121,23 @@ def test_a_shortlist_keeps_the_recall_whatever_the_filter(
         found = index.nearest(vector, allowed=allowed, limit=10)
         right += len(best & {hit.entry * 20 + hit.chunk for hit in found})
     assert right >= 95
+
+
+def test_vectors_that_all_point_the_same_way_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models' texts have cosines of 0.9 with each other: once the index is large, its bits have a centre."""
+    monkeypatch.setattr(vectors, "EXACT_ROWS", 10_000)
+    monkeypatch.setattr(vectors, "SHORTLIST_ROWS", 800)
+    rows = unit(drawn(1, 20_010, 128) + 3 * drawn(2, 1, 128))
+    index = Vectors(tmp_path, 128)
+    for start in range(0, 20_000, 5000):
+        index.add([document(start, rows[start : start + 5000])])
+    assert [path.name for path in tmp_path.glob("centre.*")] == ["centre.1"]
+    right = 0
+    for vector in rows[-10:]:
+        best = set(np.argsort(-(rows[:-10] @ vector))[:10].tolist())
+        found = Vectors(tmp_path, 128).nearest(vector, allowed=None, limit=10)
+        right += len(best & {hit.entry + hit.chunk for hit in found})
+    assert right >= 97
 
 
 def test_one_chunk_of_very_many_rows_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,8 +249,9 @@ def test_damage_is_told(tmp_path: Path, name: str, harm: Callable[[Path], None])
 
 @pytest.mark.parametrize("other", [{"version": 2}, {"dimension": 25}])
 def test_another_version_or_dimension_is_told(tmp_path: Path, other: dict[str, int]) -> None:
-    manifest = {"version": vector_files.VERSION, "dimension": DIMENSION} | other
-    vector_files.write_manifest(tmp_path, vector_files.Manifest(**manifest))
+    facts = {"version": vector_files.VERSION, "dimension": DIMENSION} | other
+    manifest = vector_files.Manifest(version=facts["version"], dimension=facts["dimension"])
+    vector_files.write_manifest(tmp_path, manifest)
     with pytest.raises(VectorsDamaged):
         Vectors(tmp_path, DIMENSION)
 
@@ -253,7 +273,7 @@ def test_a_compaction_that_the_disk_refuses_does_no_harm(tmp_path: Path, monkeyp
     rows = drawn(1, 50)
     index.add([document(1, rows[:30]), document(2, rows[30:])])
     with monkeypatch.context() as patch:
-        patch.setattr(Vectors, "_live", lambda _: (fails(errno.ENOSPC)() for _ in range(1)))
+        patch.setattr(Vectors, "_live", lambda *_: (fails(errno.ENOSPC)() for _ in range(1)))
         index.remove([1])
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".0", ".0", ".0", ".0"]
     assert index.entries() == Vectors(tmp_path, DIMENSION).entries() == {2}
@@ -290,13 +310,15 @@ def test_a_search_sees_an_index_before_or_after_a_change(tmp_path: Path, monkeyp
 
 
 @given(st.integers(1, 200), st.integers(1, 300), st.integers(0, 10**6))
-def test_differences_are_counted_sign_by_sign(dimension: int, rows: int, seed: int) -> None:
+def test_differences_are_counted_bit_by_bit(dimension: int, rows: int, seed: int) -> None:
     chance = np.random.default_rng(seed)
-    given_rows, vector = chance.standard_normal((rows, dimension)), chance.standard_normal(dimension)
+    given_rows = chance.standard_normal((rows, dimension)).astype(np.float32)
+    vector = chance.standard_normal(dimension).astype(np.float32)
     block = np.zeros((scan.words(dimension), scan.BLOCK_ROWS), np.uint64)
-    block[:, :rows] = scan.codes_of(given_rows.astype(np.float32)).T
-    (code,) = scan.codes_of(vector.astype(np.float32)[None])
-    expected = ((given_rows > 0) != (vector > 0)).sum(axis=1)
+    centre = 0.3 * chance.standard_normal(dimension).astype(np.float32)
+    block[:, :rows] = scan.codes_of(given_rows, centre).T
+    (code,) = scan.codes_of(vector[None], centre)
+    expected = ((given_rows > centre) != (vector > centre)).sum(axis=1)
     assert scan.differences([block], rows, code).tolist() == expected.tolist()
 
 
