@@ -28,6 +28,7 @@ from orchestrator.documents.embedders import Embedders
 from orchestrator.documents.endpoints import Endpoint, Handler, routes
 from orchestrator.documents.files import Files
 from orchestrator.documents.garbage import Garbage
+from orchestrator.documents.gates import Gates
 from orchestrator.documents.ingest import Ingest
 from orchestrator.documents.limits import body_limit
 from orchestrator.documents.ports import Embedder, ObjectStore
@@ -64,6 +65,8 @@ FREE_BYTES_MIN = 2**28
 """Of the disk, that uploads leave free for the catalogue and the indexes."""
 JOBS_PER_READER = 4
 """Files under way for each that is being read: the others wait for their vectors, in rounds with others'."""
+BULK_WAIT_S = 20.0
+"""So long a job asks an embedder that is busy, cold or away; then its turn is another's, and the cause is told."""
 API_KEY = "EMBEDDINGS_API_KEY"
 
 log = structlog.get_logger()
@@ -78,22 +81,32 @@ class Library:
         self._clock = clock
         self._objects = configured_objects(settings, data)
         self._clients: list[httpx.AsyncClient] = []
+        self._own: httpx.AsyncClient | None = None
+        self._own_url = "http://127.0.0.1"
         shelf = RecordedShelf(catalog, self._objects)
         self._shelf = shelf
         self._small: EmbeddedMiniLm | None = None
         self._embedders = self._make_embedders()
         self._shelves = DiskShelves(data / "indexes")
-        roster = Roster(shelf)
+        roster, gates = Roster(shelf), Gates()
         reading = self._reading(shelf, data)
         self._ingest = Ingest(
             shelf=shelf,
             shelves=self._shelves,
             roster=roster,
             reading=reading,
+            gates=gates,
             monotonic=clock.monotonic,
             jobs_max=settings.ingest.parallel_max * JOBS_PER_READER,
         )
-        self._reembed = Reembed(shelf=shelf, shelves=self._shelves, reading=reading, changed=self._ingest.check)
+        self._reembed = Reembed(
+            shelf=shelf,
+            shelves=self._shelves,
+            reading=reading,
+            gates=gates,
+            monotonic=clock.monotonic,
+            changed=self._ingest.check,
+        )
         self._stores = Stores(shelf=shelf, shelves=self._shelves, roster=roster, unix=clock.unix, jobs=self._ingest)
         search = self._search(roster)
         self._spool = Spool(data / "spool", files_max=settings.storage.uploads_max, free_bytes_min=FREE_BYTES_MIN)
@@ -146,17 +159,20 @@ class Library:
 
     def listening(self, url: str) -> None:
         """The service can be asked at `url` from now on, by itself too."""
-        for client in self._clients:
-            client.base_url = url
+        self._own_url = url
+        if self._own is not None:
+            self._own.base_url = url
 
     def checks(self) -> dict[str, tuple[bool, str]]:
         """The state of each part: whether it is well, and what is to be said."""
         progress = self._ingest.progress
         busy = f"{progress.running} documents are being read, {progress.waiting} wait"
-        moving = "".join(f"; {store} moves to {self._embedders.name}" for store in self._reembed.moving)
+        moves = self._reembed.moving.items()
+        moving = "".join(f"; {store} moves to {self._embedders.name}, {share:.0%} done" for store, share in moves)
+        cause = progress.cause or self._reembed.cause
         return {
             "documents": (not self._fault, self._fault),
-            "ingest": (not progress.cause, (f"{busy}: {progress.cause}" if progress.cause else busy) + moving),
+            "ingest": (not cause, (f"{busy}: {cause}" if cause else busy) + moving),
         }
 
     async def begun(self) -> None:
@@ -271,37 +287,47 @@ class Library:
 
     def _make_embedders(self) -> Embedders:
         chosen = self._settings.embeddings
-        if chosen.url:
-            url = chosen.url.rstrip("/").removesuffix("/v1")
-            return Embedders(self._remote(self._client(url, os.environ.get(API_KEY, "")), chosen.model))
-        if not chosen.model:
+        if not (chosen.model or chosen.url):
             return Embedders(None)
-        small = EmbeddedMiniLm(cache_dir(os.environ), folder=chosen.folder, threads=chosen.threads)
-        self._small = small
-        if chosen.model in self._settings.models:
-            return Embedders(self._remote(self._own_client(), chosen.model), [small])
+        small = self._small = EmbeddedMiniLm(cache_dir(os.environ), folder=chosen.folder, threads=chosen.threads)
+        if chosen.url:
+            client = self._client(chosen.url.rstrip("/").removesuffix("/v1"), os.environ.get(API_KEY, ""))
+            return Embedders(self._remote(client, chosen.model), [small], make=self._own_embedder)
+        if (own := self._own_embedder(chosen.model)) is not None:
+            return Embedders(own, [small], make=self._own_embedder)
         if missing := small.available():
             log.warning("no_embedder", cause=missing)
-            return Embedders(None, missing=missing)
-        return Embedders(small)
+            return Embedders(None, missing=missing, make=self._own_embedder)
+        return Embedders(small, make=self._own_embedder)
+
+    def _own_embedder(self, model: str) -> Embedder | None:
+        return self._remote(self._own_client(), model) if model in self._settings.models else None
 
     def _remote(self, client: httpx.AsyncClient, model: str) -> Embedder:
         from storage.embed.remote import RemoteEmbedder  # its httpx is slow to import, and few need it
 
-        return RemoteEmbedder(model=model, client=client, piece_tokens_max=self._settings.embeddings.piece_tokens_max)
+        return RemoteEmbedder(
+            model=model,
+            client=client,
+            piece_tokens_max=self._settings.embeddings.piece_tokens_max,
+            wait_max_s=BULK_WAIT_S,
+        )
 
     def _own_client(self) -> httpx.AsyncClient:
         """A client to this very service, which will tell its address."""
-        secret = self._keys.own(Key(name="", scopes=frozenset({Scope.REALTIME})))
-        client = self._client("http://127.0.0.1", secret)
-        self._clients.append(client)
-        return client
+        if self._own is None:
+            secret = self._keys.own(Key(name="", scopes=frozenset({Scope.REALTIME})))
+            self._own = self._client(self._own_url, secret, proxies=False)
+        return self._own
 
-    def _client(self, url: str, secret: str) -> httpx.AsyncClient:
+    def _client(self, url: str, secret: str, *, proxies: bool = True) -> httpx.AsyncClient:
+        """`proxies`: those that the environment names are used."""
         import httpx
 
         headers = {"authorization": f"Bearer {secret}"} if secret else {}
-        return httpx.AsyncClient(base_url=url, headers=headers)
+        client = httpx.AsyncClient(base_url=url, headers=headers, trust_env=proxies)
+        self._clients.append(client)
+        return client
 
 
 def configured_objects(settings: Settings, data: Path) -> ObjectStore:

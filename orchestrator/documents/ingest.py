@@ -17,14 +17,16 @@ import asyncio
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import structlog
 
 from orchestrator.crash import crash_point
+from orchestrator.documents.gates import Gates
 from orchestrator.documents.grouping import Grouped
 from orchestrator.documents.model import IngestStatus, LastError, StoreFile, VectorStore
 from orchestrator.documents.ports import Index, Indexed, Shelf, Shelves
-from orchestrator.documents.reading import Reading
+from orchestrator.documents.reading import Read, Reading
 from orchestrator.documents.roster import Roster
 from orchestrator.errors import (
     EmbedderFailed,
@@ -39,8 +41,11 @@ INDEX_ROUND_MAX = 64
 """Documents that one commit of an index takes."""
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 60.0
+PASS_S_MIN = 0.05
 PASS_S_MAX = 30.0
 """The loop looks again after this long, whether anything was told or not."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -73,22 +78,27 @@ class Ingest:
         shelves: Shelves,
         roster: Roster,
         reading: Reading,
+        gates: Gates,
         monotonic: Callable[[], float],
         jobs_max: int,
     ) -> None:
+        """A store's gate is passed to complete a file: while it is closed, none is."""
         self._shelf = shelf
         self._shelves = shelves
         self._roster = roster
         self._reading = reading
+        self._gates = gates
         self._now = monotonic
         self._jobs_max = jobs_max
         self._wakeup = asyncio.Event()
         self._jobs: dict[int, asyncio.Task[None]] = {}
         self._later: dict[int, _Later] = {}
-        self._adding: dict[str, Grouped[Indexed, None]] = {}
+        self._adding: dict[tuple[str, str], Grouped[Indexed, None]] = {}
         self._changing: dict[str, asyncio.Lock] = {}
         self._unchecked: set[str] | None = None
         """Stores whose index may differ from the catalogue; None: all."""
+        self._lacking: dict[int, StoreFile] = {}
+        """Completed files that their stores' indexes lack."""
         self._fractions: dict[int, float] = {}
         self.progress = Progress()
 
@@ -99,7 +109,7 @@ class Ingest:
     def stop(self, entries: Collection[int]) -> None:
         """Let go of the jobs of these entries, and see to their stores' indexes."""
         for entry in entries:
-            self._later.pop(entry, None)
+            self._forget(entry)
             if (job := self._jobs.get(entry)) is not None:
                 job.cancel()
 
@@ -143,10 +153,10 @@ class Ingest:
 
     async def _pass(self) -> float:
         """Start what there is room for; how long until something is worth another look."""
-        todo = list(await self._shelf.unfinished(self._jobs_max + len(self._jobs) + len(self._later)))
-        todo += [file for store in await self._to_check() for file in await self._differences(store)]
-        now, cause = self._now(), ""
-        waiting = [file for file in todo if file.entry not in self._jobs]
+        todo = await self._shelf.unfinished(self._jobs_max + len(self._jobs) + len(self._later))
+        cause = await self._check()
+        now = self._now()
+        waiting = [file for file in (*todo, *self._lacking.values()) if file.entry not in self._jobs]
         for file in waiting:
             if len(self._jobs) >= self._jobs_max:
                 break
@@ -156,10 +166,10 @@ class Ingest:
         left = {file.entry for file in waiting if file.entry not in self._jobs}
         self._later = {entry: later for entry, later in self._later.items() if entry in left or entry in self._jobs}
         if self._later:
-            cause = self.progress.cause
+            cause = cause or self.progress.cause
         self.progress = Progress(running=len(self._jobs), waiting=len(left), cause=cause)
         next_at = min((later.again_at for entry, later in self._later.items() if entry in left), default=math.inf)
-        return min(max(next_at - now, 0.05), PASS_S_MAX)
+        return min(max(next_at - now, PASS_S_MIN), RETRY_S_MIN if self._unchecked else PASS_S_MAX)
 
     def _start(self, file: StoreFile) -> None:
         job = asyncio.create_task(self._job(file), name=f"ingest-{file.entry}")
@@ -176,7 +186,7 @@ class Ingest:
         """One file, to its end; whatever comes of it is seen in the catalogue or in `_later`."""
         try:
             await self._ingest(file)
-            self._later.pop(file.entry, None)
+            self._forget(file.entry)
         except (ObjectsUnavailable, EmbedderUnavailable) as error:
             self._postpone(file, error)
         except Unreadable as error:
@@ -192,16 +202,21 @@ class Ingest:
             await self._fail(file, LastError(code="server_error", message="the orchestrator failed; see its log"))
 
     async def _ingest(self, file: StoreFile) -> None:
-        store = await self._shelf.store(file.tenant, file.store)
-        if store is None:
-            return
-        embedder = await self._embedder(store, file)
-        read = await self._reading.read(file, embedder, lambda done: self._fractions.__setitem__(file.entry, done))
-        if read is None:
-            return  # the file itself is gone, and its membership with it
-        if read.dimension and not store.embedder:
-            store = await self._named(store, read.embedder, read.dimension)
-        await self._add(store, read.indexed)
+        while (store := await self._shelf.store(file.tenant, file.store)) is not None:
+            embedder = await self._embedder(store, file)
+            read = await self._reading.read(file, embedder, lambda done: self._fractions.__setitem__(file.entry, done))
+            if read is None:
+                return  # the file itself is gone, and its membership with it
+            home = await self._home(file, read)
+            if home is None:
+                continue
+            await self._add(home, read.indexed)
+            async with self._gates.passing(home.id):
+                if await self._still(home):
+                    await self._complete(file, read)
+                    return
+
+    async def _complete(self, file: StoreFile, read: Read) -> None:
         done = replace(
             file,
             status=IngestStatus.COMPLETED,
@@ -221,23 +236,36 @@ class Ingest:
         """Whose vectors the file gets:
 
         1. a store that has an embedder: that one's, and where it is gone those that were kept;
-        2. a store without, since it has no files yet: the current one's;
+        2. a store without, since it has no files yet: the current one's, if that is ready;
         3. one whose files were read without: none; `reembed` sees to them all.
         """
         if store.embedder:
             return store.embedder
-        others = [entry for entry in await self._roster.of(store.id) if entry != file.entry]
-        return "" if others else self._reading.embedder
+        if await self._alone(file) and await self._reading.ready():
+            return self._reading.embedder
+        return ""
 
-    async def _named(self, store: VectorStore, embedder: str, dimension: int) -> VectorStore:
-        """The store with its embedder recorded, by the first file that was embedded."""
+    async def _alone(self, file: StoreFile) -> bool:
+        return not (await self._roster.of(file.store)).keys() - {file.entry}
+
+    async def _home(self, file: StoreFile, read: Read) -> VectorStore | None:
+        """The store as it takes what was read; None when it must be read for another embedder, as the store has
+        changed meanwhile. The first file that has vectors decides whose the store's are."""
+        store = await self._shelf.store(file.tenant, file.store)
+        if store is None or (store.embedder != read.embedder and (store.embedder or not await self._alone(file))):
+            return None
+        if not store.embedder and read.dimension:
+            store = replace(store, embedder=read.embedder, dimension=read.dimension)
+            await self._shelf.put_store(store)
+        if read.dimension not in (0, store.dimension):
+            known = f"{store.embedder} now gives {read.dimension} numbers a vector, and gave {store.dimension}"
+            raise EmbedderFailed(f"{known}: a model of other vectors needs another name")
+        return store
+
+    async def _still(self, store: VectorStore) -> bool:
+        """Whether the store's vectors are still those of the same embedder."""
         current = await self._shelf.store(store.tenant, store.id)
-        if current is None or current.embedder:
-            return current or store
-        named = replace(current, embedder=embedder, dimension=dimension)
-        await self._shelf.put_store(named)
-        self.check(store.id)
-        return named
+        return current is None or current.embedder == store.embedder
 
     # --- indexes ---
 
@@ -246,13 +274,14 @@ class Ingest:
         await self._adder(store)([document])
 
     def _adder(self, store: VectorStore) -> Grouped[Indexed, None]:
-        key = f"{store.id} {store.embedder}"
+        key = (store.id, store.embedder)
         if key not in self._adding:
 
             async def add(documents: Iterable[Indexed]) -> list[None]:
                 given = list(documents)
                 async with self._lock(store.id):
-                    await asyncio.to_thread(self._open(store).add, given)
+                    index = await asyncio.to_thread(self._open, store)
+                    await _finished(index.add, given)
                 return [None] * len(given)
 
             self._adding[key] = Grouped(add, round_max=INDEX_ROUND_MAX)
@@ -264,27 +293,41 @@ class Ingest:
     def _lock(self, store: str) -> asyncio.Lock:
         return self._changing.setdefault(store, asyncio.Lock())
 
-    async def _to_check(self) -> list[VectorStore]:
-        stores = await self._shelf.all_stores() if self._unchecked is None or self._unchecked else ()
-        chosen = [store for store in stores if self._unchecked is None or store.id in self._unchecked]
-        self._unchecked = set()
-        return chosen
+    async def _check(self) -> str:
+        """Compare the indexes of the stores that are not checked; why not, where that failed."""
+        if self._unchecked is not None and not self._unchecked:
+            return ""
+        stores = await self._shelf.all_stores()
+        known = {store.id for store in stores}
+        self._changing = {store: lock for store, lock in self._changing.items() if store in known or lock.locked()}
+        self._adding = {(store, name): adding for (store, name), adding in self._adding.items() if store in known}
+        self._unchecked = known if self._unchecked is None else self._unchecked & known
+        cause = ""
+        for store in stores:
+            if store.id not in self._unchecked:
+                continue
+            self._unchecked.discard(store.id)  # first: what changes from now on is for the next pass
+            try:
+                await self._compare(store)
+            except OrchestratorError as error:
+                self._unchecked.add(store.id)
+                cause = str(error)
+        return cause
 
-    async def _differences(self, store: VectorStore) -> list[StoreFile]:
-        """Take out of the store's index what it should not hold; the completed files that it lacks."""
+    async def _compare(self, store: VectorStore) -> None:
+        """Take out of the store's index what it should not hold, and note the completed files that it lacks."""
         files = await self._shelf.all_store_files(store.id)
-        mine = {file.entry: file for file in files}
+        mine = {file.entry for file in files}
         async with self._lock(store.id):
             index = await asyncio.to_thread(self._open, store)
             held = index.entries()
-            stray = [entry for entry in held if entry not in mine and entry not in self._jobs]
-            if stray:
-                await asyncio.to_thread(index.remove, stray)
-        lacking = [f for f in files if f.status is IngestStatus.COMPLETED and f.entry not in held]
-        if lacking:
-            assert self._unchecked is not None
-            self._unchecked.add(store.id)  # until they are in
-        return lacking
+            if stray := held - mine:
+                await _finished(index.remove, stray)
+        if stray & self._jobs.keys():  # a job that was told to stop may still put it in
+            self.check(store.id)
+        self._lacking = {entry: file for entry, file in self._lacking.items() if file.store != store.id}
+        completed = (file for file in files if file.status is IngestStatus.COMPLETED)
+        self._lacking |= {file.entry: file for file in completed if file.entry not in held}
 
     # --- failures ---
 
@@ -304,4 +347,20 @@ class Ingest:
         except OrchestratorError as cause:
             self._postpone(file, cause)
             return
+        self._forget(file.entry)
         self._roster.put(failed)
+
+    def _forget(self, entry: int) -> None:
+        """Nothing is left to be done for it."""
+        self._later.pop(entry, None)
+        self._lacking.pop(entry, None)
+
+
+async def _finished(change: Callable[[T], None], what: T) -> None:
+    """Run it in a thread; when cancelled, only once it is done, so that a lock around this holds."""
+    running = asyncio.ensure_future(asyncio.to_thread(change, what))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

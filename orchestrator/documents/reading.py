@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
+import structlog
+
 from orchestrator.crash import crash_point
 from orchestrator.documents.embedders import Embedders
 from orchestrator.documents.grouping import Grouped
 from orchestrator.documents.keys import file_key, passages_key, vectors_key
-from orchestrator.documents.model import Passages, StoredFile, StoreFile
+from orchestrator.documents.model import IngestStatus, Passages, StoredFile, StoreFile
 from orchestrator.documents.passages import PASSAGES_BYTES_MAX, PassagesDamaged, decode, encode
 from orchestrator.documents.pieces import Pieces, pieces
 from orchestrator.documents.ports import Embedder, Extractor, Indexed, ObjectStore, Shelf, Source
-from orchestrator.errors import EmbedderUnavailable, NotFound
+from orchestrator.errors import EmbedderFailed, EmbedderUnavailable, NotFound
 
 if TYPE_CHECKING:
     from orchestrator.documents.ports import Vectors
@@ -34,6 +36,8 @@ _SHAPE = struct.Struct("<II")
 
 OnProgress = Callable[[float], None]
 
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Read:
@@ -42,8 +46,9 @@ class Read:
     digest: str
     indexed: Indexed
     embedder: str
-    """Whose vectors they are; empty: there are none."""
+    """Whose vectors were asked for; empty: none were."""
     dimension: int
+    """Of the vectors; 0: there are none."""
     bytes: int
     """What its passages and vectors take."""
 
@@ -66,7 +71,8 @@ class Reading:
         self._objects = objects
         self._embedders = embedders
         self._make_extractor = make_extractor
-        self._extractor: Extractor | None = None
+        self._extractors: dict[Path | None, Extractor] = {}
+        self._making = asyncio.Lock()
         self._folder = folder
         self._embed: dict[str, Grouped[str, Vectors]] = {}
 
@@ -75,22 +81,36 @@ class Reading:
         """The name of the embedder that makes new vectors; empty: none does."""
         return self._embedders.name
 
-    async def read(self, file: StoreFile, embedder: str, on_progress: OnProgress) -> Read | None:
+    async def ready(self) -> bool:
+        """Whether new vectors can be made; waits a little for an embedder that fetches its model."""
+        return await self._embedders.prepared()
+
+    async def prepare(self) -> None:
+        """Return once they can be. Raises `errors.EmbedderUnavailable`."""
+        await self._embedders.prepare()
+
+    async def read(self, file: StoreFile, embedder: str, on_progress: OnProgress, *, anew: bool = False) -> Read | None:
         """The file, with vectors of `embedder` (empty: without); None when the file is gone.
 
-        Vectors that are neither kept nor can be made any more, since that embedder is gone, are left out. Raises
-        `errors.Unreadable`, `errors.EmbedderFailed`; and `errors.ObjectsUnavailable` and `errors.EmbedderUnavailable`
-        for what may go better later.
+        With `anew`, cut as the current embedder wants it, else as it was before. Vectors are left out where they are
+        neither kept nor can be made any more, since that embedder is gone; or where it refuses a file that was
+        completed by another, or without. Raises `errors.Unreadable`, `errors.EmbedderFailed`; and
+        `errors.ObjectsUnavailable` and `errors.EmbedderUnavailable` for what may go better later.
         """
         stored = await self._shelf.file(file.tenant, file.file)
         if stored is None:
             return None
-        digest, passages, size = await self._passages(stored, file)
+        digest, passages, size = await self._passages(stored, file, anew=anew)
         on_progress(READ_SHARE)
         cut = pieces(passages)
         vectors = None
         if embedder and cut.texts:
-            vectors = await self._vectors(file.tenant, digest, embedder, cut, on_progress)
+            try:
+                vectors = await self._vectors(file.tenant, digest, embedder, cut, on_progress)
+            except EmbedderFailed as error:
+                if file.status is not IngestStatus.COMPLETED:
+                    raise
+                log.warning("found_by_words_only", entry=file.entry, cause=str(error))
         indexed = Indexed(
             entry=file.entry,
             title=passages.title,
@@ -113,9 +133,9 @@ class Reading:
 
     # --- passages ---
 
-    async def _passages(self, stored: StoredFile, file: StoreFile) -> tuple[str, Passages, int]:
+    async def _passages(self, stored: StoredFile, file: StoreFile, *, anew: bool) -> tuple[str, Passages, int]:
         """The digest that names them, themselves, and their size."""
-        if file.passages and (kept := await self._kept(file.tenant, file.passages)):
+        if file.passages and not anew and (kept := await self._kept(file.tenant, file.passages)):
             return file.passages, *kept
         extractor = await self._reader()
         digest = self._digest(stored, file, extractor)
@@ -139,11 +159,13 @@ class Reading:
             return None
 
     async def _reader(self) -> Extractor:
-        """Counts tokens as the embedder does, so that one's tokenizer must be there first."""
-        if self._extractor is None:
-            tokenizer = await self._embedders.prepare()
-            self._extractor = await asyncio.to_thread(self._make_extractor, tokenizer)
-        return self._extractor
+        """Counts tokens as the embedder does, where its tokenizer is there; else estimates them."""
+        await self._embedders.prepared()
+        tokenizer = self._embedders.tokenizer
+        async with self._making:  # one for all, so that its limits hold
+            if tokenizer not in self._extractors:
+                self._extractors[tokenizer] = await asyncio.to_thread(self._make_extractor, tokenizer)
+        return self._extractors[tokenizer]
 
     def _digest(self, stored: StoredFile, file: StoreFile, extractor: Extractor) -> str:
         """Of all that decides what reading gives."""

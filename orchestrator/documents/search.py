@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEPTH_MIN = 100
 """Chunks that each leg gives, at least: what only one leg ranks low may still win by both."""
+WORDS_ALONE = "found by words alone"
 RERANKED_MAX = 50
 """Chunks that a reranker is asked to judge."""
 
@@ -124,18 +125,28 @@ class Search:
             return asked.queries, _missing("the query was not rewritten", error)
 
     async def _vectors(self, store: VectorStore, queries: Sequence[str], asked: Asked) -> tuple[Vectors | None, Notice]:
-        if not asked.ranking.embedding_weight or not store.embedder:
-            if self._embedders.missing:
-                return None, Notice(text=f"found by words alone: {self._embedders.missing}")
-            silent = not asked.ranking.embedding_weight or not self._embedders.name
-            return None, Notice() if silent else Notice(text="found by words alone: the store has no vectors yet")
+        """The queries' vectors. Without, since
+
+        1. the client or the configuration wants none: nothing is to be said;
+        2. the store has none yet;
+        3. nobody can make such vectors as the store has any more;
+        4. their embedder is cold, or fails.
+        """
+        if not asked.ranking.embedding_weight or not (self._embedders.name or self._embedders.missing):
+            return None, Notice()
+        if not store.embedder:
+            cause = self._embedders.missing or "its files have no vectors yet"
+            return None, Notice(text=f"{WORDS_ALONE}: {cause}")
         embedder = self._embedders.named(store.embedder)
         if embedder is None:
-            return None, Notice(text="found by words alone: the store is moving to another embedding model")
+            return None, Notice(text=f"{WORDS_ALONE}: the store is moving to another embedding model")
         try:
-            return await embedder.embed(queries, wait=False), Notice()
+            vectors = await embedder.embed(queries, wait=False)
         except (EmbedderUnavailable, EmbedderFailed) as error:
-            return None, _missing("found by words alone", error)
+            return None, _missing(WORDS_ALONE, error)
+        if vectors.shape[1] != store.dimension:
+            return None, Notice(text=f"{WORDS_ALONE}: {store.embedder} now gives vectors of another dimension")
+        return vectors, Notice()
 
     async def _reranked(
         self, reranker: Reranker, queries: Sequence[str], results: Sequence[Result]
