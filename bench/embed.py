@@ -23,7 +23,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.demo.steps import Step, alone
+from orchestrator.steps import Step, alone
 from orchestrator.errors import OrchestratorError
 
 SHORT_WORDS, SHORT_TEXTS = 9, 512

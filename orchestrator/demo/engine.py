@@ -12,7 +12,7 @@ import sys
 import venv
 from pathlib import Path
 
-from orchestrator.demo.steps import Report, Step, StepFailed, alone, require_room, run
+from orchestrator.steps import Report, Step, StepFailed, alone, require_room, run
 from runtimes.engines.vllm import READY_FILE, Vllm, find_vllm
 
 VLLM_VERSION = "0.32.0"

