@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from enum import StrEnum
 from pathlib import Path, PurePath
 
@@ -126,6 +125,8 @@ def recognise(path: Path, filename: str, content_type: str) -> Format:
 
 
 def _zipped(path: Path) -> Format:
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

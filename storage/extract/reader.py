@@ -35,6 +35,8 @@ ONE_THREAD = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 OUT_OF_MEMORY = (b"memory allocation of", b"MemoryError", b"bad_alloc", b"out of memory", b"Out of memory")
+GAVE_UP = (-signal.SIGABRT, -signal.SIGTRAP, -signal.SIGILL)
+"""How a parser in C or Rust ends itself; PDFium does so, without a word, when it gets no memory."""
 STACK_FULL = b"overflowed its stack"
 
 
@@ -140,6 +142,8 @@ class LimitedReader:
             return Unreadable(worker.too_large(self._memory_bytes_max))
         if STACK_FULL in ended.complaint:
             return Unreadable("is nested too deeply")
+        if ended.code in GAVE_UP:
+            return Unreadable("made its reader give up, most likely for want of memory")
         if ended.code < 0:
             return Unreadable(f"made its reader crash ({signal.Signals(-ended.code).name})")
         return Unreadable(f"could not be read: the reader ended with code {ended.code}", code="server_error")
