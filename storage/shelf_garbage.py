@@ -1,8 +1,8 @@
 """Keys of objects that nothing names any more, until they are cleared away. Jobs of the catalogue: they block.
 
 A document's passages and vectors are shared by all entries of its tenant that name their digest; they become garbage
-with the last of those. Vectors lie apart by embedder, so a key is noted for every embedder that a store ever had:
-there need not be an object of that name.
+with the last of those, the vectors of one embedder with the last store that has it, too. Vectors lie apart by embedder,
+so a key is noted for every embedder that a store has: there need not be an object of that name.
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ def leave(connection: Connection, files: Iterable[StoreFile]) -> None:
     for tenant, digests in by_tenant.items():
         lonely = digests - named(connection, list(digests), tenant)
         throw(connection, _keys(connection, tenant, sorted(lonely)))
+
+
+def leave_embedder(connection: Connection, embedder: str) -> None:
+    """No store has this embedder any more: throw away its vectors."""
+    query = "SELECT DISTINCT tenant, passages FROM store_files WHERE passages <> ''"
+    rows = connection.execute(query).fetchall()
+    throw(connection, [vectors_key(tenant, digest, embedder) for tenant, digest in rows])
+    connection.execute("DELETE FROM embedders WHERE name = ?", [embedder])
 
 
 def name(connection: Connection, tenant: str, digest: str) -> None:

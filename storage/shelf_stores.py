@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.documents.model import FileBatch, FileCounts, IngestStatus, Page, StoreFile, VectorStore
-from storage.shelf_garbage import leave, name
+from storage.shelf_garbage import leave, leave_embedder, name
 from storage.shelf_listing import listing
 from storage.shelf_tables import BATCHES, FILES, STORE_FILES, STORES, next_serials
 
@@ -36,7 +36,9 @@ class Removed:
 
 
 def put_store(connection: Connection, store: VectorStore, removed: Removed) -> None:
-    """See `ports.Shelf.put_store`. Nothing, if it was removed."""
+    """See `ports.Shelf.put_store`. Nothing, if it was removed. Vectors of an embedder that no store has any more are
+    garbage."""
+    before = STORES.find(connection, store.id)
     if not STORES.update(connection, store):
         if store.id in removed:
             return
@@ -44,6 +46,9 @@ def put_store(connection: Connection, store: VectorStore, removed: Removed) -> N
     if store.embedder:
         query = "INSERT INTO embedders SELECT $1 WHERE NOT EXISTS (SELECT 1 FROM embedders WHERE name = $1)"
         connection.execute(query, [store.embedder])
+    left = before[0].embedder if before else ""
+    if left not in ("", store.embedder) and not STORES.all(connection, "WHERE embedder = ?", [left]):
+        leave_embedder(connection, left)
 
 
 def find_store(connection: Connection, tenant: str, id: str) -> VectorStore | None:

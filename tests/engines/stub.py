@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 CHAT = "/v1/chat/completions"
+EMBEDDINGS = "/v1/embeddings"
 
 
 class Stub:
@@ -153,6 +154,9 @@ async def answer_post(stub: Stub, path: str, body: bytes, writer: asyncio.Stream
     fault = asked.get("user") if isinstance(asked.get("user"), str) else ""
     if fault in FAULTS:
         return await FAULTS[fault](writer)
+    if (refusal := refused(stub, path, asked)) is not None:
+        await send(writer, *refusal)
+        return True
     if asked.get("model") and stub.options.model and asked["model"] != stub.options.model:
         await send(
             writer, 404, {"error": {"message": "The model does not exist.", "type": "NotFoundError", "code": 404}}
@@ -176,8 +180,10 @@ def text_of(asked: dict[str, Any]) -> str:
 def whole(stub: Stub, path: str, asked: dict[str, Any]) -> dict[str, Any]:
     usage = {"prompt_tokens": 7, "completion_tokens": stub.options.tokens, "total_tokens": 7 + stub.options.tokens}
     base = {"id": "stub-1", "created": 1, "model": asked.get("model"), "usage": usage}
-    if path == "/v1/embeddings":
-        return {**base, "object": "list", "data": embeddings(asked)}
+    if path == EMBEDDINGS:
+        return {**base, "object": "list", "data": embeddings(asked, stub.options.dimension)}
+    if path == "/v1/rerank":
+        return {"id": "stub-1", "model": asked.get("model"), "results": reranked(asked)}
     if path == CHAT:
         message = {"role": "assistant", "content": text_of(asked)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -185,16 +191,42 @@ def whole(stub: Stub, path: str, asked: dict[str, Any]) -> dict[str, Any]:
     return {**base, "object": path, "choices": [{"index": 0, "text": text_of(asked), "finish_reason": "stop"}]}
 
 
-def embeddings(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """Eight numbers that follow from each text, as a list or in base64, the last first: their `index` orders them."""
+def embeddings(asked: dict[str, Any], dimension: int) -> list[dict[str, Any]]:
+    """Numbers that follow from each text, as a list or in base64, the last first: their `index` orders them."""
     texts = asked.get("input") or ""
     rows = []
     for index, text in enumerate(texts if isinstance(texts, list) else [texts]):
-        numbers = [byte - 127.5 for byte in hashlib.sha256(str(text).encode()).digest()[:8]]
-        packed = base64.b64encode(struct.pack("<8f", *numbers)).decode()
+        digest = hashlib.sha256(str(text).encode()).digest()
+        numbers = [byte - 127.5 for byte in (digest * (dimension // len(digest) + 1))[:dimension]]
+        packed = base64.b64encode(struct.pack(f"<{dimension}f", *numbers)).decode()
         vector = packed if asked.get("encoding_format") == "base64" else numbers
         rows.append({"object": "embedding", "index": index, "embedding": vector})
     return rows[::-1]
+
+
+def refused(stub: Stub, path: str, asked: dict[str, Any]) -> tuple[int, Any] | None:
+    """What goes wrong with embeddings: as ``--fault-file`` says now, and for good with a text that can't be had."""
+    if path != EMBEDDINGS:
+        return None
+    file = Path(stub.options.fault_file or "/nonexistent")
+    fault = file.read_text().strip() if file.exists() else ""
+    if fault == "garbage":
+        return 200, {"data": "no vectors"}
+    if fault:
+        return int(fault), {"error": {"message": "the stub was told to fail", "code": int(fault)}}
+    if any("unembeddable" in str(text) for text in asked.get("input") or ()):
+        return 400, {"error": {"message": "this text is too long for the model", "code": 400}}
+    return None
+
+
+def reranked(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The share of the query's words that each document has; best first."""
+    query = set(str(asked.get("query")).lower().split())
+    scores = [
+        {"index": index, "relevance_score": len(query & set(str(document).lower().split())) / max(len(query), 1)}
+        for index, document in enumerate(asked.get("documents") or ())
+    ]
+    return sorted(scores, key=lambda score: -score["relevance_score"])
 
 
 def chunk(asked: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> bytes:
@@ -331,6 +363,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--token-delay-s", type=float, default=0.0)
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--record")
+    parser.add_argument("--dimension", type=int, default=8, help="of embeddings")
+    parser.add_argument("--fault-file", help="while it holds a status, or garbage, that is the answer to embeddings")
     parser.add_argument("--eat-bytes", type=int, default=0, help="memory to fill before anything else")
     parser.add_argument("--lines", type=int, default=0)
     parser.add_argument("--enable-sleep-mode", action="store_true")
