@@ -141,6 +141,7 @@ class Service:
             version=importlib.metadata.version("orchestrator"),
         )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
+        self._metrics.registry.register(self._library.gauges())
 
     def asgi(self) -> ASGIApp:
         """The outermost app."""

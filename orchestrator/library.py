@@ -31,6 +31,7 @@ from orchestrator.documents.garbage import Garbage
 from orchestrator.documents.gates import Gates
 from orchestrator.documents.ingest import Ingest
 from orchestrator.documents.limits import body_limit
+from orchestrator.documents.metrics import DocumentGauges
 from orchestrator.documents.ports import Embedder, ObjectStore
 from orchestrator.documents.reading import Reading
 from orchestrator.documents.reembed import Reembed
@@ -143,6 +144,10 @@ class Library:
     def endpoints(self) -> list[Endpoint]:
         """The same, before they are guarded by keys."""
         return [replace(one, handler=self._open(one.handler)) for api in self._apis for one in api.endpoints()]
+
+    def gauges(self) -> DocumentGauges:
+        """What Prometheus is told."""
+        return DocumentGauges(lambda: self._ingest.progress, lambda: self.ready)
 
     def body_limit(self, target: bytes) -> int:
         """The most bytes of a request's body, by its target; see `head.BodyLimit`."""

@@ -152,3 +152,10 @@ def test_unknown_and_malformed_ids_are_404(service: Served) -> None:
             client.vector_stores.search(id, query="x")
         with pytest.raises(openai.NotFoundError):
             client.files.retrieve(id.replace("vs_", "file-"))
+
+
+def test_prometheus_is_told(service: Served) -> None:
+    with service.running.client() as client:
+        page = client.get("/metrics").text
+    assert "orchestrator_documents_ready 1.0" in page
+    assert 'orchestrator_ingest_files{state="waiting"} 0.0' in page
