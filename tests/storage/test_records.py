@@ -20,11 +20,12 @@ import pytest
 from orchestrator.documents.keys import RECORDS, SERIALS
 from orchestrator.documents.model import FileBatch, IngestStatus, Order, Page, Part, StoreFile, UploadStatus
 from orchestrator.errors import NotFound, ObjectsUnavailable
+from storage import record_keeper
 from storage.catalog import Catalog
 from storage.objects_folder import FolderObjects
 from storage.record_form import AT_ONCE_MAX
 from storage.records import RecordedShelf, rebuild
-from storage.shelf_facts import Name, named
+from storage.shelf_facts import named
 from storage.shelf_tables import Value
 from tests.storage.catalog_writer import Walk, held, member, pending, stored_file, vector_store
 
@@ -297,6 +298,7 @@ def test_what_comes_too_late_leaves_no_record(tmp_path: Path) -> None:
         await parts.shelf.put_upload(pending(id="upload_1"))
         await parts.shelf.end_upload(pending(id="upload_1", status=UploadStatus.CANCELLED))
         await parts.shelf.remove_store("acme", store.id)
+        await parts.shelf.mend()
         await parts.shelf.put_store(replace(store, name="late"))
         assert not await parts.shelf.put_store_file(members[1])
         assert not await parts.shelf.set_attributes(members[1])
@@ -311,9 +313,24 @@ def test_what_comes_too_late_leaves_no_record(tmp_path: Path) -> None:
         for change in late:
             with pytest.raises(NotFound):
                 await change
-        await parts.shelf.mend()
         assert await parts.records() == set(await parts.state())
         assert await parts.shelf.mend() == 0
+
+    run(test, tmp_path)
+
+
+def test_a_store_that_goes_while_its_file_is_noted_takes_the_record_along(tmp_path: Path) -> None:
+    async def test(parts: Parts) -> None:
+        store, _, members = await filled(parts)
+        parts.objects.begun.clear()
+        parts.objects.gate.clear()
+        noted = asyncio.ensure_future(parts.shelf.put_store_file(replace(members[1], status=IngestStatus.FAILED)))
+        await parts.objects.begun.wait()
+        await parts.shelf.remove_store("acme", store.id)
+        parts.objects.gate.set()
+        assert not await noted
+        await parts.shelf.mend()
+        assert await parts.records() == set(await parts.state())
 
     run(test, tmp_path)
 
@@ -341,16 +358,33 @@ def test_records_that_cant_be_read_are_told_and_cost_no_other(tmp_path: Path) ->
     run(test, tmp_path)
 
 
-def test_leftovers_of_removals_that_were_cut_off_do_not_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gone", "left", "stray"),
+    [("file", {"file": 2, "store": 1, "store_file": 2}, 1), ("store", {"file": 3}, 3)],
+)
+def test_leftovers_of_removals_that_were_cut_off_do_not_come_back(
+    tmp_path: Path, gone: str, left: dict[str, int], stray: int
+) -> None:
     async def test(parts: Parts) -> None:
         store, stored, _ = await filled(parts)
-        gone = (Name("file", "acme", stored[0].id), Name("store", "acme", store.id))
-        for name in gone:
-            await parts.objects.delete(name.key)
-        result = await rebuild(parts.objects, parts.shelf)
-        assert result.counts == {"file": 2}
-        assert await parts.shelf.mend() == 3
+        await parts.objects.delete(named(stored[0] if gone == "file" else store).key)
+        assert (await rebuild(parts.objects, parts.shelf)).counts == left
+        assert await parts.shelf.mend() == stray
         assert await parts.records() == set(await parts.state())
+
+    run(test, tmp_path)
+
+
+def test_the_object_store_knows_a_number_above_all_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_keeper, "SERIALS_STEP", 3)
+
+    async def test(parts: Parts) -> None:
+        store, stored, _ = await filled(parts)
+        for _ in range(5):
+            (last,) = await parts.shelf.add_store_files([member(store, stored[0])])
+            await parts.shelf.remove_store_file("acme", store.id, stored[0].id)
+        await rebuild(parts.objects, parts.shelf)
+        assert min(file.entry for file in await parts.shelf.all_store_files(store.id)) > last.entry
 
     run(test, tmp_path)
 
