@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from orchestrator.errors import NotFound
@@ -181,6 +182,22 @@ def test_a_file_that_lost_its_end_is_set_aside(tmp_path: Path, share: float) -> 
             asyncio.run(made.read(rows))
         assert (tmp_path / "catalog.damaged").exists()
         assert made.error == ""
+
+
+def test_a_file_that_shrank_is_whole(tmp_path: Path) -> None:
+    """DuckDB cuts free blocks off its file's end, and goes on counting them."""
+    path = tmp_path / "catalog.duckdb"
+    with duckdb.connect(path) as connection:
+        connection.execute("CREATE TABLE numbers (n INTEGER)")
+        for number in range(4):
+            put(connection, number)
+            connection.execute("CHECKPOINT")
+    with duckdb.connect(path, read_only=True) as connection:
+        found = connection.execute("SELECT total_blocks * block_size FROM pragma_database_size()").fetchone()
+    assert found is not None and path.stat().st_size < found[0]
+    with catalog(path) as made:
+        assert asyncio.run(made.read(rows)) == [0, 1, 2, 3]
+    assert not (tmp_path / "catalog.damaged").exists()
 
 
 def test_a_file_with_other_bytes_in_a_block_is_set_aside(tmp_path: Path) -> None:
