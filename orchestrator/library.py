@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -261,6 +262,7 @@ class Library:
 
     def _reading(self, shelf: RecordedShelf, data: Path) -> Reading:
         folder = data / "reading"
+        shutil.rmtree(folder, ignore_errors=True)  # copies of documents that a dead process left
         folder.mkdir(exist_ok=True)
         return Reading(
             shelf=shelf,
