@@ -235,7 +235,7 @@ class Ingest:
     async def _embedder(self, store: VectorStore, file: StoreFile) -> str:
         """Whose vectors the file gets:
 
-        1. a store that has an embedder: that one's, and where it is gone those that were kept;
+        1. a store that has an embedder: that one's; while it moves to another, those that were kept;
         2. a store without, since it has no files yet: the current one's, if that is ready;
         3. one whose files were read without: none; `reembed` sees to them all.
         """

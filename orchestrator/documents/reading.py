@@ -93,7 +93,7 @@ class Reading:
         """The file, with vectors of `embedder` (empty: without); None when the file is gone.
 
         With `anew`, cut as the current embedder wants it, else as it was before. Vectors are left out where they are
-        neither kept nor can be made any more, since that embedder is gone; or where it refuses a file that was
+        not kept and not the current embedder's, as of a store on the move; or where that refuses a file that was
         completed by another, or without. Raises `errors.Unreadable`, `errors.EmbedderFailed`; and
         `errors.ObjectsUnavailable` and `errors.EmbedderUnavailable` for what may go better later.
         """
@@ -203,8 +203,8 @@ class Reading:
         except NotFound:
             rows = None
         if rows is None or len(rows) != len(cut.texts):
-            maker = self._embedders.named(embedder)
-            if maker is None:
+            maker = self._embedders.current
+            if maker is None or maker.name != embedder:
                 return None
             rows = await self._embedded(maker, cut.texts, on_progress)
             await self._keep(key, rows)
