@@ -63,12 +63,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     found = data.real(options.cache, options.texts or data.default_folders(), options.passages + data.QUERIES)
     queries, base = data.split(found)
-    figures = [
-        figure
-        for rows in sorted({len(base.vectors), *(options.rows or [100_000, 1_000_000])})
-        for figure in _measured(base, queries, rows, subjects, options.peers_python)
-    ]
-    print("\n".join(json.dumps(asdict(each)) for each in figures) if options.json else _drawn(figures))
+    figures: list[Figures] = []
+    for rows in sorted({len(base.vectors), *(options.rows or [100_000, 1_000_000])}):
+        for each in _measured(base, queries, rows, subjects, options.peers_python):
+            figures.append(each)
+            if options.json:
+                print(json.dumps(asdict(each)), flush=True)
+    if not options.json:
+        print(_drawn(figures))
     goals = list(_goals(figures))
     print("\n".join(goals), file=sys.stderr if options.json else sys.stdout)
     return 1 if any(goal.startswith("MISS") for goal in goals) else 0
