@@ -163,6 +163,18 @@ def test_killed_and_brought_up_anew_it_adopts_the_engine(stack: Stack) -> None:
     assert stack.inspect(engines[0])["State"]["StartedAt"] == began
 
 
+def test_documents_are_kept_in_the_stacks_s3(stack: Stack) -> None:
+    with stack.client() as client:
+        form = {"purpose": "assistants"}
+        file = client.post("/v1/files", data=form, files={"file": ("a.md", b"# Ships\n\na vessel")}).json()
+        store = client.post("/v1/vector_stores", json={"file_ids": [file["id"]]}).json()
+        path = f"/v1/vector_stores/{store['id']}"
+        until(lambda: client.get(path).json()["file_counts"]["completed"] == 1)
+        found = client.post(f"{path}/search", json={"query": "vessel"}).json()["data"]
+        assert [hit["filename"] for hit in found] == ["a.md"]
+        assert client.get("/ready").status_code == 200
+
+
 def test_down_leaves_nothing(stack: Stack) -> None:
     with stack.client() as client:
         assert client.post(CHAT, json=ask(KEPT), headers=HOLD).status_code == 200
