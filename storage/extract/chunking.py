@@ -31,8 +31,9 @@ def chunk(
 ) -> Iterator[Chunk]:
     """The chunks of a document, in order, made while `blocks` are taken.
 
-    None has more than `Chunking.chunk_tokens_max` tokens, none of its pieces more than `piece_tokens_max`. Everything
-    but white space of the blocks is in some chunk. A heading begins a chunk, unless the one before would be small.
+    None has more than `Chunking.chunk_tokens_max` tokens, none of its pieces more than `piece_tokens_max`, by
+    `offsets` (a byte-pair tokenizer may find one or two more, where words had to be cut). Everything but white space of
+    the blocks is in some chunk. A heading begins a chunk, unless the one before would be small.
     Tables and code that fit into a chunk are in one, longer ones are cut between lines, each part with the table's
     head. Where `locate` is given, the bytes of a chunk's place hold its text, but for such a repeated head.
     """

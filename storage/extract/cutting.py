@@ -24,6 +24,9 @@ tables are repeated up to this part of it."""
 CHARS_PER_TOKEN_MAX = 16
 """What has more, has long stretches that no token counts: those are not kept."""
 
+RAGGED_TOKENS = 2
+"""Text that begins or ends within a word may have so many tokens more than the word's parts had."""
+
 Path = tuple[str, ...]
 
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"”’)\]])\s+|(?<=[。！？])(?=\S)|\s{17,}|\n{2,}")
@@ -205,8 +208,9 @@ class _Cutter:
         found: list[Atom] = []
         extra, reached = self._joint, 0
         for start, end in spans:
-            for inner, outer in _pieces(block.text, ends, start, end, reached, max(1, limit - extra)):
+            for inner, outer in _pieces(block.text, ends, start, end, reached, max(1, limit - extra - RAGGED_TOKENS)):
                 tokens = bisect_right(ends, outer) - bisect_right(ends, reached) + extra
+                tokens += _ragged(block.text, inner, outer) * RAGGED_TOKENS
                 gap = _gap(block.text[reached:inner]) if found else gap
                 found.append(_atom(block, inner, outer, tokens, gap, self._titles))
                 extra, reached = 0, outer
@@ -316,6 +320,11 @@ def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 def _blank_lines(text: str) -> int:
     """How much of `text` is empty lines before the first other."""
     return text.rfind("\n", 0, len(text) - len(text.lstrip())) + 1
+
+
+def _ragged(text: str, start: int, end: int) -> bool:
+    before, after = text[max(0, start - 1) : start], text[end : end + 1]
+    return bool(before.strip() or after.strip())
 
 
 def _gap(between: str) -> str:

@@ -10,7 +10,7 @@ Offsets = Callable[[str], Sequence[tuple[int, int]]]
 """The spans of a text's tokens, in order, in characters."""
 
 SPAN_CHARS = 4
-"""A token's usual length, where a text has no words or a tokenizer makes one token of too much."""
+"""A token's usual length, where a tokenizer tells nothing."""
 TOKEN_CHARS_MAX = 64
 GAP_CHARS_MAX = 8
 
@@ -31,21 +31,24 @@ def tokenizer_offsets(path: Path) -> Offsets:
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
-    def offsets(text: str) -> list[tuple[int, int]]:
-        return list(_honest(text, tokenizer.encode(text, add_special_tokens=False).offsets))
+    def spans(text: str) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = tokenizer.encode(text, add_special_tokens=False).offsets
+        return found
 
-    return offsets
+    return lambda text: list(_honest(text, spans))
 
 
-def _honest(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The spans, but none far longer than a token is (WordPiece makes one "unknown" of any long word), and some for
-    long stretches that the tokenizer leaves out. Of several tokens in one character, one counts at each end of it."""
+def _honest(text: str, spans: Offsets) -> Iterator[tuple[int, int]]:
+    """The spans, but none far longer than a token is, since WordPiece makes one "unknown" of any long word, which it
+    would not of its parts; and some for long stretches that the tokenizer leaves out."""
     reached = 0
-    for start, end in spans:
+    for start, end in spans(text):
         if start - reached > GAP_CHARS_MAX and text[reached:start].strip():
             yield from _spread(reached, start)
         if end - start > TOKEN_CHARS_MAX:
-            yield from _spread(start, end)
+            for part in range(start, end, TOKEN_CHARS_MAX):
+                inner = spans(text[part : min(part + TOKEN_CHARS_MAX, end)])
+                yield from ((part + begin, part + stop) for begin, stop in inner)
         else:
             yield start, end
         reached = max(reached, end)
