@@ -78,6 +78,8 @@ class Lexical:
         self._tantivy = tantivy
         self._words = Words()
         self._schema = _schema()
+        self._swept = False
+        """No change that was cut off has left files: the next one would stumble over their names."""
         with _faults(LexicalError, "the index can't be made"):
             _claim(folder)
         with _damage():
@@ -160,8 +162,12 @@ class Lexical:
         with _faults(LexicalError, "the index was not changed"):
             writer = self._index.writer(WRITER_BYTES, 1)
             try:
+                if not self._swept:
+                    writer.garbage_collect_files()
+                self._swept = False
                 yield writer
                 writer.commit()
+                self._swept = True
                 with _damage():
                     self._index.reload()
                     self._state = self._read_state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +294,22 @@ def test_an_index_cut_off_at_its_birth_begins_anew(tmp_path: Path) -> None:
     opened = Lexical(tmp_path)
     opened.add([document(1, "alpha")])
     assert opened.entries() == {1}
+
+
+def test_a_removal_cut_off_before_its_commit_is_made_again(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    made = Lexical(before)
+    made.add([document(1, "alpha"), document(2, "beta")])
+    shutil.copytree(before, after)
+    Lexical(after).remove([1])
+    for left in after.iterdir():  # all that the removal wrote, but not the commit
+        if left.name != "meta.json":
+            shutil.copy(left, before)
+    opened = Lexical(before)
+    assert opened.entries() == {1, 2}
+    opened.remove([1])
+    assert opened.entries() == {2}
+    assert found(opened, "alpha beta") == [(2, 0)]
 
 
 def test_many_threads_search_while_one_changes(lexical: Lexical) -> None:
