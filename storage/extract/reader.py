@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +40,10 @@ ONE_THREAD = {
 OUT_OF_MEMORY = (b"memory allocation of", b"MemoryError", b"bad_alloc", b"out of memory", b"Out of memory")
 GAVE_UP = (-signal.SIGABRT, -signal.SIGTRAP, -signal.SIGILL)
 """How a parser in C or Rust ends itself; PDFium does so, without a word, when it gets no memory."""
+FOLDER = "orchestrator-read-"
+"""What a worker's temporary folder is called, but for its end."""
+STALE_S = 60
+"""So long after no worker can be in it any more, such a folder is left over."""
 STACK_FULL = b"overflowed its stack"
 
 
@@ -44,7 +51,7 @@ class LimitedReader:
     """An `orchestrator.documents.ports.Extractor` on this machine.
 
     At most `parallel_max` documents are read at once; further ones wait. Making one blocks for some milliseconds: it
-    reads the tokenizer's file.
+    reads the tokenizer's file, and clears away folders that a killed process left.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class LimitedReader:
         self._tokenizer = tokenizer
         self._version = _version(tokenizer)
         self._slots = asyncio.Semaphore(parallel_max)
+        _sweep(time_max_s + STALE_S)
 
     @property
     def version(self) -> str:
@@ -75,7 +83,7 @@ class LimitedReader:
         """The document in chunks, see `ports.Extractor.read`. Cancelling it ends the subprocess."""
         job = self._job(source, chunking, piece_tokens_max)
         async with self._slots:
-            with tempfile.TemporaryDirectory(prefix="orchestrator-read-") as folder:
+            with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
                 ended = await self._run(json.dumps(job).encode(), folder)
         return await asyncio.to_thread(self._passages, ended)
 
@@ -196,6 +204,13 @@ async def _complaint(stream: asyncio.StreamReader) -> bytes:
 def _environment(folder: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     return {**kept, **ONE_THREAD, "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"}
+
+
+def _sweep(older_than_s: float) -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):  # another process was faster, or it is another user's
+            if time.time() - folder.stat().st_mtime > older_than_s:
+                shutil.rmtree(folder)
 
 
 def _version(tokenizer: Path | None) -> str:

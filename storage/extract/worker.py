@@ -27,6 +27,8 @@ FILE_BYTES_MAX = 64 * 2**20
 """kreuzberg unpacks its PDF library, 7 MB, into the temporary folder, which is gone afterwards."""
 CPU_GRACE_S = 5
 """After the signal that tells of too much processor time, until the one that can't be caught."""
+NICENESS = 10
+"""Requests go before documents."""
 PR_SET_PDEATHSIG = 1
 """From Linux's ``sys/prctl.h``."""
 TITLE_CHARS_MAX = 300
@@ -86,6 +88,7 @@ def _confine(job: Job) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.nice(NICENESS)
     if os.getppid() != job["parent"]:
         os._exit(1)
 

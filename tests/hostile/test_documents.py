@@ -4,6 +4,7 @@ bounded text, while the event loop goes on."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import random
 import tempfile
@@ -29,7 +30,7 @@ MEMORY_BYTES_MAX = 2**30
 TIME_MAX_S = 15.0
 TEXT_BYTES_MAX = 8 * 2**20
 LAG_MAX_S = 0.25
-"""PROMISES says 50 ms; a shared machine that runs other tests beside adds its own."""
+"""PROMISES says 50 ms; a machine that runs other tests beside adds its own."""
 END_WITHIN_S = 10.0
 """Beyond `TIME_MAX_S`: to start, to decode what came, and to be late."""
 TICK_S = 0.005
@@ -284,12 +285,23 @@ class LagMeter:
 
     def __init__(self) -> None:
         self.worst_s = 0.0
+        self.own_worst_s = 0.0
+        """Without the time in which this thread was ready and the machine ran something else."""
 
     async def run(self) -> None:
         while True:
-            began = time.monotonic()
+            began, waited_s = time.monotonic(), _waited_s()
             await asyncio.sleep(TICK_S)
-            self.worst_s = max(self.worst_s, time.monotonic() - began - TICK_S)
+            late_s = time.monotonic() - began - TICK_S
+            self.worst_s = max(self.worst_s, late_s)
+            self.own_worst_s = max(self.own_worst_s, late_s - (_waited_s() - waited_s))
+
+
+def _waited_s() -> float:
+    """How long this thread has waited for a processor, as Linux counts it."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 async def _read(path: Path, name: str, lag: LagMeter) -> Passages | Unreadable:
@@ -327,14 +339,17 @@ def _endures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: C
     found = asyncio.run(_read(path, name, lag))
     took_s = time.monotonic() - began
     told = f"{len(found.chunks)} chunks" if isinstance(found, Passages) else f"{found.code}: {found}"
-    print(f"{make.__name__}: {took_s:.1f} s, lag {1000 * lag.worst_s:.0f} ms, {told}")
+    print(
+        f"{make.__name__}: {took_s:.1f} s, lag {1000 * lag.own_worst_s:.0f} ms"
+        f" ({1000 * lag.worst_s:.0f} with the machine's own), {told}"
+    )
     if isinstance(found, Passages):
         _bounded(found)
     else:
         assert found.code in ("invalid_file", "unsupported_file")
         assert "root:" not in str(found)
     assert took_s < TIME_MAX_S + END_WITHIN_S
-    assert lag.worst_s < LAG_MAX_S
+    assert lag.own_worst_s < LAG_MAX_S
     assert not list(temporary.iterdir())
     assert not [child for child in psutil.Process().children() if worker.__file__ in child.cmdline()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -404,6 +405,18 @@ def test_a_killed_parent_takes_the_worker_along(tmp_path: Path) -> None:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
         until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 10)
+
+
+def test_folders_that_a_killed_process_left_are_cleared_away(folder: Path) -> None:
+    old, fresh = (folder / "temporary" / f"orchestrator-read-{name}" for name in ("old", "fresh"))
+    for made in (old, fresh):
+        made.mkdir()
+        (made / "library.so").touch()
+    os.utime(old, (0, 0))
+    reader()
+    assert not old.exists()
+    assert fresh.exists()
+    shutil.rmtree(fresh)
 
 
 def test_the_version_tells_what_reading_depends_on(tmp_path: Path) -> None:
