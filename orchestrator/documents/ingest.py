@@ -226,11 +226,17 @@ class Ingest:
             passages=read.digest,
         )
         crash_point("ingest.before_completed")
-        if await self._shelf.put_store_file(done):
-            current = await self._shelf.store_file(file.tenant, file.store, file.file)
-            self._roster.put(current if current is not None and current.entry == file.entry else done)
+        await self._roster.admit(done)  # first: who sees it completed finds it
+        try:
+            kept = await self._shelf.put_store_file(done)
+        except BaseException:
+            self._roster.forget(done.store)  # it is completed, or not
+            raise
+        if kept:
+            await self._roster.admit(done)  # for a roster that was read meanwhile
         else:
-            self.check(file.store)
+            self._roster.drop(done)
+            self.check(done.store)
 
     async def _embedder(self, store: VectorStore, file: StoreFile) -> str:
         """Whose vectors the file gets:
@@ -301,6 +307,8 @@ class Ingest:
         known = {store.id for store in stores}
         self._changing = {store: lock for store, lock in self._changing.items() if store in known or lock.locked()}
         self._adding = {(store, name): adding for (store, name), adding in self._adding.items() if store in known}
+        for gone in (self._unchecked or frozenset[str]()) - known:  # it may have been opened while it was removed
+            await asyncio.to_thread(self._shelves.discard, gone)
         self._unchecked = known if self._unchecked is None else self._unchecked & known
         cause = ""
         for store in stores:
@@ -348,7 +356,7 @@ class Ingest:
             self._postpone(file, cause)
             return
         self._forget(file.entry)
-        self._roster.put(failed)
+        self._roster.drop(failed)
 
     def _forget(self, entry: int) -> None:
         """Nothing is left to be done for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from orchestrator.documents.model import IngestStatus, StoreFile
 from orchestrator.documents.ports import Shelf
@@ -33,19 +34,27 @@ class Roster:
         self._stores.move_to_end(store)
         return known
 
-    def put(self, file: StoreFile) -> None:
-        """The file is as told: found if completed, else not."""
-        self._changes += 1
+    async def admit(self, file: StoreFile) -> None:
+        """A completed file is found from now on, with the attributes that it has by now; unless it is gone."""
+        while True:
+            before = self._changes
+            current = await self._shelf.store_file(file.tenant, file.store, file.file)
+            if self._changes == before:
+                break
         known = self._stores.get(file.store)
-        if known is None:
-            return
-        if file.status is IngestStatus.COMPLETED:
-            known[file.entry] = file
-        else:
-            known.pop(file.entry, None)
+        self._changes += 1
+        if known is not None and current is not None and current.entry == file.entry:
+            known[file.entry] = replace(file, attributes=current.attributes)
+
+    def alter(self, file: StoreFile) -> None:
+        """The file has these attributes."""
+        self._changes += 1
+        known = self._stores.get(file.store, {})
+        if file.entry in known:
+            known[file.entry] = replace(known[file.entry], attributes=file.attributes)
 
     def drop(self, file: StoreFile) -> None:
-        """The file is no longer in its store."""
+        """The file is not found any more."""
         self._changes += 1
         self._stores.get(file.store, {}).pop(file.entry, None)
 

@@ -41,7 +41,7 @@ class Jobs(Protocol):
         """Let go of the jobs of these entries."""
 
     def check(self, store: str) -> None:
-        """The store's index may hold what the store does not."""
+        """The store's index may hold what the store does not, or be of a store that is gone."""
 
 
 class Stores:
@@ -116,6 +116,7 @@ class Stores:
             raise _unknown("vector store", id, "vector_store_id")
         self._roster.forget(id)
         await asyncio.to_thread(self._shelves.discard, id)
+        self._jobs.check(id)
 
     # --- its files ---
 
@@ -157,7 +158,7 @@ class Stores:
         if not await self._shelf.set_attributes(changed):
             raise _unknown("file in this vector store", file, "file_id")
         changed = await self.file(tenant, store, file)  # its state may have moved on meanwhile
-        self._roster.put(changed)
+        self._roster.alter(changed)
         return changed
 
     async def detach(self, tenant: str, store: str, file: str) -> None:
