@@ -2,7 +2,7 @@
 
 Every write is durable when it is answered. The catalogue's come from one or several tasks of one event loop, whose lag
 is measured, while a listing is read again and again; plain DuckDB's from as many threads, each with a cursor of its
-own and a commit for every row.
+own and a commit for every row. A process beside that does nothing else tells the lag which the machine causes itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -34,7 +35,21 @@ LAG_EVERY_S = 0.005
 READ_EVERY_S = 0.05
 WRITE_GOAL_MS = 100
 LAG_GOAL_MS = 50
-WIDTH = 140
+WIDTH = 180
+IDLER = f"""
+import asyncio, time
+
+async def main():
+    read = asyncio.get_running_loop().run_in_executor(None, input)
+    longest_s = 0.0
+    while not read.done():
+        began_s = time.perf_counter()
+        await asyncio.sleep({LAG_EVERY_S})
+        longest_s = max(longest_s, time.perf_counter() - began_s - {LAG_EVERY_S})
+    print(longest_s * 1000)
+
+asyncio.run(main())
+"""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,6 +60,8 @@ class Figures:
     writes_ms: list[float] = field(default_factory=list)
     reads_ms: list[float] = field(default_factory=list)
     lags_ms: list[float] = field(default_factory=list)
+    idle_lag_max_ms: float = 0.0
+    """That of a process which does nothing, meanwhile."""
     cpu_ms_per_write: float = 0.0
     writes_per_s: float = 0.0
 
@@ -59,7 +76,9 @@ class Figures:
             "writes_per_s": self.writes_per_s,
             "cpu_ms_per_write": self.cpu_ms_per_write,
             "read_p99_ms": p99(self.reads_ms) if self.reads_ms else None,
+            "lag_p99_ms": p99(self.lags_ms) if self.lags_ms else None,
             "lag_max_ms": max(self.lags_ms) if self.lags_ms else None,
+            "idle_lag_max_ms": self.idle_lag_max_ms,
         }
 
 
@@ -85,10 +104,12 @@ def file(number: int) -> StoredFile:
 def measured(name: str, work: Callable[[Figures], None], writes: int) -> Figures:
     """The figures of `work`, which notes each write."""
     figures = Figures(name=name)
-    cpu_s, began_s = time.process_time(), time.perf_counter()
-    work(figures)
-    figures.writes_per_s = writes / (time.perf_counter() - began_s)
-    figures.cpu_ms_per_write = (time.process_time() - cpu_s) / writes * 1000
+    with subprocess.Popen((sys.executable, "-c", IDLER), stdin=-1, stdout=-1, text=True) as idler:
+        cpu_s, began_s = time.process_time(), time.perf_counter()
+        work(figures)
+        figures.writes_per_s = writes / (time.perf_counter() - began_s)
+        figures.cpu_ms_per_write = (time.process_time() - cpu_s) / writes * 1000
+        figures.idle_lag_max_ms = float(idler.communicate("\n")[0])
     return figures
 
 
