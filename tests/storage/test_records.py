@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from orchestrator.documents.keys import RECORDS, SERIALS
@@ -22,93 +16,11 @@ from orchestrator.documents.model import FileBatch, IngestStatus, Order, Page, P
 from orchestrator.errors import NotFound, ObjectsUnavailable
 from storage import rebuild as rebuilding
 from storage import record_keeper
-from storage.catalog import Catalog
-from storage.objects_folder import FolderObjects
 from storage.record_form import AT_ONCE_MAX
-from storage.records import RecordedShelf, rebuild
+from storage.records import rebuild
 from storage.shelf_facts import named
-from storage.shelf_tables import Value
-from tests.storage.catalog_writer import Walk, held, member, pending, stored_file, vector_store
-
-ROOT = Path(__file__).parents[2]
-State = Mapping[str, Value]
-
-
-class Objects(FolderObjects):
-    """A folder that can be away, or fail after so many writes; counts."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.puts_left = 10**9
-        self.puts = 0
-        self.at_once = self.at_once_most = 0
-        self.begun = asyncio.Event()
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def put_bytes(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
-        self.puts_left -= 1
-        if self.puts_left < 0:
-            raise ObjectsUnavailable("down")
-        self.puts += 1
-        self.at_once += 1
-        self.at_once_most = max(self.at_once, self.at_once_most)
-        self.begun.set()
-        await self.gate.wait()
-        await super().put_bytes(key, data, content_type=content_type)
-        self.at_once -= 1
-
-    async def delete(self, key: str) -> None:
-        if self.puts_left <= 0:
-            raise ObjectsUnavailable("down")
-        await super().delete(key)
-
-
-class Parts:
-    """A recorded shelf and what it stands on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "catalog.duckdb"
-        self.objects = Objects(folder / "objects")
-        self.catalog = Catalog(self.path)
-        self.shelf = RecordedShelf(self.catalog, self.objects)
-
-    async def state(self) -> dict[str, Value]:
-        """All facts of the catalogue, by the keys of their records."""
-        return {name.key: value for name, value in (await self.catalog.read(held)).items()}
-
-    async def records(self) -> set[str]:
-        """The keys of all records."""
-        return {found.key async for found in self.objects.list(RECORDS)} - {SERIALS}
-
-    async def rebuilt(self, folder: Path) -> dict[str, Value]:
-        """What another catalogue makes of the records."""
-        other = Catalog(folder.with_suffix(".duckdb"))
-        try:
-            result = await rebuild(self.objects, RecordedShelf(other, self.objects))
-            assert result.problems == ()
-            return {name.key: value for name, value in (await other.read(held)).items()}
-        finally:
-            other.close()
-
-    async def aclose(self) -> None:
-        """Let go of all."""
-        await self.shelf.aclose()
-        self.catalog.close()
-        await self.objects.aclose()
-
-
-@asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[Parts]:
-    parts = Parts(folder)
-    try:
-        yield parts
-    finally:
-        await parts.aclose()
-
-
-def without_entries(state: State) -> State:
-    return {key: replace(value, entry=0) if isinstance(value, StoreFile) else value for key, value in state.items()}
+from tests.storage.catalog_writer import Walk, member, pending, stored_file, vector_store
+from tests.storage.recorded import Parts, State, opened, run, without_entries
 
 
 async def filled(parts: Parts, files: int = 3) -> tuple[Any, list[Any], list[StoreFile]]:
@@ -121,14 +33,6 @@ async def filled(parts: Parts, files: int = 3) -> tuple[Any, list[Any], list[Sto
     members[0] = replace(members[0], status=IngestStatus.COMPLETED, passages="1f", chunks=2, usage_bytes=7)
     assert await parts.shelf.put_store_file(members[0])
     return store, stored, members
-
-
-def run(test: Callable[[Parts], Awaitable[None]], folder: Path) -> None:
-    async def main() -> None:
-        async with opened(folder) as parts:
-            await test(parts)
-
-    asyncio.run(main())
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -400,67 +304,3 @@ def test_without_the_number_of_serials_entries_still_rise(tmp_path: Path) -> Non
         assert fresh[0].entry > max(file.entry for file in members)
 
     run(test, tmp_path)
-
-
-def told(folder: Path, seed: int) -> tuple[dict[str, Any], list[list[str]]]:
-    """Kill the writer at a random moment: what it had acknowledged, and the changes under way, by their facts."""
-    lines = random.Random(seed).randrange(20, 120)
-    command = (sys.executable, "-m", "tests.storage.catalog_writer", str(folder), str(seed))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as writer:
-        assert writer.stdout is not None
-        output = [writer.stdout.readline() for _ in range(lines)]
-        os.kill(writer.pid, signal.SIGKILL)
-        output += writer.stdout.readlines()
-    states: dict[int, dict[str, Any]] = {}
-    open_: dict[int, list[str]] = {}
-    for line in output:
-        if line.endswith(b"\n"):
-            walker, kind, what = msgspec.json.decode(line)
-            if kind == "begin":
-                open_[walker] = what
-            else:
-                del open_[walker]
-                states[walker] = what
-    acknowledged = {key: value for state in states.values() for key, value in state.items()}
-    return acknowledged, list(open_.values())
-
-
-def plain(state: State) -> dict[str, Any]:
-    return {key: msgspec.to_builtins(value) for key, value in state.items()}
-
-
-def check_whole(found: dict[str, Any], acknowledged: dict[str, Any], under_way: list[list[str]]) -> None:
-    """Every change under way was made or was not; nothing else differs from what was acknowledged."""
-    differ = {key for key in found.keys() | acknowledged.keys() if found.get(key) != acknowledged.get(key)}
-    for change in under_way:
-        assert differ & set(change) in (set(), set(change))
-    assert differ <= {key for change in under_way for key in change}
-
-
-def kill_and_look(folder: Path, seed: int) -> None:
-    acknowledged, under_way = told(folder, seed)
-
-    async def test(parts: Parts) -> None:
-        found = plain(await parts.state())
-        check_whole(found, acknowledged, under_way)
-        lost = plain(await parts.rebuilt(folder / "lost"))  # the catalogue is lost as well
-        unsure = {key for change in under_way for key in change}
-        for key in (found.keys() | lost.keys()) - unsure:
-            assert {**lost[key], "entry": 0} == {**found[key], "entry": 0}
-        await parts.shelf.mend()
-        assert await parts.records() == found.keys()
-        mended = without_entries(await parts.rebuilt(folder / "mended"))
-        assert mended == without_entries(await parts.state())
-
-    run(test, folder)
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_kill_9(tmp_path: Path, seed: int) -> None:
-    kill_and_look(tmp_path, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 21))
-def test_kill_9_at_many_moments(tmp_path: Path, seed: int) -> None:
-    kill_and_look(tmp_path, seed)

@@ -1,11 +1,8 @@
-"""The catalogue of documents: whose they are, how they are listed, and what becomes garbage."""
+"""The catalogue of documents: whose they are, and what becomes of them."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,84 +13,15 @@ from hypothesis import strategies as st
 
 from orchestrator.documents.ids import Kind, is_id, new_id
 from orchestrator.documents.keys import file_key, part_key, passages_key, record_key, vectors_key
-from orchestrator.documents.model import (
-    FileBatch,
-    FileCounts,
-    IngestStatus,
-    LastError,
-    Order,
-    Page,
-    Part,
-    StoredFile,
-    StoreFile,
-    UploadStatus,
-    VectorStore,
-)
+from orchestrator.documents.model import FileBatch, FileCounts, IngestStatus, LastError, Page, Part, UploadStatus
 from orchestrator.documents.ports import Shelf
 from orchestrator.errors import NotFound
 from storage import shelf_stores
-from storage.catalog import Catalog
-from storage.shelf import DuckShelf
 from tests.storage.catalog_writer import member, pending, stored_file, vector_store
-from tests.storage.test_history import catalog
+from tests.storage.shelved import attached, clear, opened, read, run
 
 KINDS: tuple[Kind, ...] = ("file", "upload", "part", "vector_store", "vector_store_file_batch")
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
-TENANTS = (f"tenant {number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
-    """One for all tests that take a tenant of their own."""
-    with catalog(tmp_path_factory.mktemp("shelf") / "catalog.duckdb") as made:
-        yield made
-
-
-@pytest.fixture
-def shelf(made: Catalog) -> Shelf:
-    return DuckShelf(made)
-
-
-@pytest.fixture
-def tenant() -> str:
-    return next(TENANTS)
-
-
-@contextmanager
-def opened(folder: Path) -> Iterator[DuckShelf]:
-    """A shelf of its own."""
-    with catalog(folder / "catalog.duckdb") as made:
-        yield DuckShelf(made)
-
-
-def run(test: Awaitable[None]) -> None:
-    async def main() -> None:
-        await test
-
-    asyncio.run(main())
-
-
-async def attached(shelf: Shelf, store: VectorStore, files: Collection[StoredFile], **fields: Any) -> list[StoreFile]:
-    for file in files:
-        await shelf.add_file(file)
-    await shelf.put_store(store)
-    return list(await shelf.add_store_files([member(store, file, **fields) for file in files]))
-
-
-async def read(shelf: Shelf, file: StoreFile, digest: str) -> StoreFile:
-    """The file, completed with passages of this digest."""
-    done = replace(file, status=IngestStatus.COMPLETED, passages=digest, chunks=3, usage_bytes=100)
-    assert await shelf.put_store_file(done)
-    return done
-
-
-async def clear(shelf: Shelf) -> set[str]:
-    """All garbage, taken away."""
-    keys = await shelf.garbage(10_000)
-    assert len(keys) == len(set(keys))
-    await shelf.cleared(keys)
-    assert await shelf.garbage(1) == ()
-    return set(keys)
 
 
 # --- whose they are ---
@@ -155,99 +83,6 @@ def test_names_are_data(shelf: Shelf, filename: str, owner: str, attributes: dic
         assert await shelf.store(owner, store.id) == store
         assert await shelf.store_file(owner, store.id, file.id) == added
         assert added.attributes == attributes
-
-    run(test())
-
-
-# --- listings ---
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    times=st.lists(st.integers(1, 3), max_size=9),
-    limit=st.integers(1, 4),
-    order=st.sampled_from(Order),
-    what=st.sampled_from(["files", "stores", "store_files"]),
-)
-def test_pages_make_up_the_listing_both_ways(
-    shelf: Shelf, times: list[int], limit: int, order: Order, what: str
-) -> None:
-    async def test() -> None:
-        owner = next(TENANTS)
-        store = vector_store(owner)
-        await shelf.put_store(store)
-        ids = [await add(shelf, what, owner, store, created) for created in times]
-        wanted = [id for _, id in sorted(zip(times, ids, strict=True), key=lambda pair: pair[0])]
-        wanted = wanted if order is Order.ASC else wanted[::-1]
-        assert await walked(shelf, what, owner, store, Page(limit=limit, order=order)) == wanted
-        for number, id in enumerate(wanted):
-            page = Page(limit=limit, order=order, before=id)
-            found, more = await listed(shelf, what, owner, store, page)
-            assert found == wanted[max(0, number - limit) : number]
-            assert more is (number > limit)
-
-    run(test())
-
-
-async def add(shelf: Shelf, what: str, owner: str, store: VectorStore, created: int) -> str:
-    if what == "stores":
-        other = vector_store(f"{owner} stores", created_unix=created)
-        await shelf.put_store(other)
-        await shelf.put_store(replace(other, name="changed"))
-        return other.id
-    file = stored_file(owner, created_unix=created)
-    await shelf.add_file(file)
-    if what == "store_files":
-        await shelf.add_store_files([member(store, file, created_unix=created)])
-    return file.id
-
-
-async def listed(shelf: Shelf, what: str, owner: str, store: VectorStore, page: Page) -> tuple[list[str], bool]:
-    if what == "files":
-        files, more = await shelf.files(owner, page)
-        return [file.id for file in files], more
-    if what == "stores":
-        stores, more = await shelf.stores(f"{owner} stores", page)
-        return [found.id for found in stores], more
-    members, more = await shelf.store_files(owner, store.id, page)
-    return [found.file for found in members], more
-
-
-async def walked(shelf: Shelf, what: str, owner: str, store: VectorStore, page: Page) -> list[str]:
-    ids: list[str] = []
-    more = True
-    while more:
-        found, more = await listed(shelf, what, owner, store, page)
-        assert len(found) <= page.limit
-        ids += found
-        page = replace(page, after=ids[-1]) if ids else page
-    return ids
-
-
-def test_listings_are_narrowed(shelf: Shelf, tenant: str) -> None:
-    async def test() -> None:
-        files = [stored_file(tenant, purpose=purpose) for purpose in ("batch", "assistants", "batch")]
-        store = vector_store(tenant)
-        members = await attached(shelf, store, files)
-        await read(shelf, members[1], "d1")
-        found, more = await shelf.files(tenant, Page(limit=1), purpose="batch")
-        assert (found, more) == ((files[2],), True)
-        found, more = await shelf.files(tenant, Page(after=files[1].id), purpose="batch")
-        assert (found, more) == ((files[0],), False)
-        both = await shelf.files(tenant, Page(after=files[2].id, before=files[0].id))
-        assert both == ((files[1],), False)
-        running, _ = await shelf.store_files(tenant, store.id, Page(), status=IngestStatus.IN_PROGRESS)
-        assert [file.file for file in running] == [files[2].id, files[0].id]
-        rest, _ = await shelf.store_files(
-            tenant, store.id, Page(after=files[1].id), status=IngestStatus.IN_PROGRESS
-        )  # the cursor was completed since
-        assert [file.file for file in rest] == [files[0].id]
-        assert (await shelf.store_files(tenant, store.id, Page(), batch="vsfb_none"))[0] == ()
-        with pytest.raises(NotFound):
-            await shelf.store_files(tenant, store.id, Page(after=files[0].id), batch="vsfb_none")
-        for cursor in ("file-unknown", "", "'; DROP TABLE files; --"):
-            with pytest.raises(NotFound):
-                await shelf.files(tenant, Page(after=cursor))
 
     run(test())
 
@@ -422,62 +257,6 @@ def test_a_late_change_does_not_bring_a_store_back(shelf: Shelf, tenant: str, mo
     monkeypatch.setattr(shelf_stores, "REMOVED_KEPT_MAX", 2)
     for _ in range(3):
         run(test())
-
-
-# --- passages ---
-
-Leave = Callable[[Shelf, StoreFile], Awaitable[object]]
-LEAVES: dict[str, Leave] = {
-    "detached": lambda shelf, file: shelf.remove_store_file(file.tenant, file.store, file.file),
-    "file removed": lambda shelf, file: shelf.remove_file(file.tenant, file.file),
-    "store removed": lambda shelf, file: shelf.remove_store(file.tenant, file.store),
-    "replaced": lambda shelf, file: shelf.add_store_files([replace(file, passages="")]),
-    "read otherwise": lambda shelf, file: shelf.put_store_file(replace(file, passages="d2")),
-}
-
-
-@pytest.mark.parametrize("leave", LEAVES.values(), ids=list(LEAVES))
-def test_passages_are_garbage_with_the_last_entry_that_names_them(tmp_path: Path, leave: Leave) -> None:
-    async def test(shelf: Shelf) -> None:
-        owners = ("acme", "acme", "other")
-        members = []
-        for owner in owners:
-            (added,) = await attached(shelf, vector_store(owner, embedder="e1"), [stored_file(owner)])
-            members.append(await read(shelf, added, "d1"))
-        store = await shelf.store("acme", members[0].store)
-        assert store is not None
-        await shelf.put_store(replace(store, embedder="e2"))  # vectors of the old one may still be there
-        derived = {passages_key("acme", "d1"), vectors_key("acme", "d1", "e1"), vectors_key("acme", "d1", "e2")}
-        assert await shelf.known_passages(["d1", "d9"]) == {"d1"}
-        await leave(shelf, members[0])
-        assert not await clear(shelf) & derived
-        await leave(shelf, members[1])
-        assert derived <= await clear(shelf)
-        assert await shelf.known_passages(["d1"]) == {"d1"}
-        await leave(shelf, members[2])
-        assert await shelf.known_passages(["d1"]) == frozenset()
-
-    with opened(tmp_path) as shelf:
-        run(test(shelf))
-
-
-def test_passages_that_are_named_again_are_no_garbage(tmp_path: Path) -> None:
-    async def test(shelf: Shelf) -> None:
-        store, file = vector_store(embedder="e1"), stored_file()
-        (first,) = await attached(shelf, store, [file])
-        await read(shelf, first, "d1")
-        (again,) = await shelf.add_store_files([member(store, file)])
-        assert passages_key("acme", "d1") in await shelf.garbage(10)
-        await read(shelf, again, "d1")
-        assert await shelf.garbage(10) == ()
-        assert not await shelf.put_store_file(replace(first, passages="d1"))
-        assert await shelf.garbage(10) == ()
-        assert not await shelf.put_store_file(replace(first, passages="d3"))
-        assert await shelf.garbage(10) == (passages_key("acme", "d3"), vectors_key("acme", "d3", "e1"))
-        assert await shelf.garbage(1) == (passages_key("acme", "d3"),)
-
-    with opened(tmp_path) as shelf:
-        run(test(shelf))
 
 
 # --- ids and keys ---
