@@ -23,8 +23,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.steps import Step, alone
 from orchestrator.errors import OrchestratorError
+from orchestrator.steps import Step, alone
 
 SHORT_WORDS, SHORT_TEXTS = 9, 512
 LONG_WORDS, LONG_TEXTS = 210, 64
