@@ -18,7 +18,8 @@ import psutil
 import pynvml
 import pytest
 
-from orchestrator.cli.doctor import Finding, Level, examine
+from orchestrator.cli.doctor import examine
+from orchestrator.cli.finding import Finding, Level
 from orchestrator.gpu import Gpu
 from runtimes import gpus as module
 from runtimes.gpus import ABSENT, STUCK, Board, GpuReader, Inventory, visible
