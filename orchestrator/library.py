@@ -288,6 +288,7 @@ class Library:
             shelves=self._shelves,
             roster=roster,
             embedders=self._embedders,
+            lacking=self._ingest.lacking,
             reranker=ModelReranker(self._own_client(), chosen.reranker) if chosen.reranker else None,
             rewriter=ModelRewriter(self._own_client(), chosen.rewriter) if chosen.rewriter else None,
         )

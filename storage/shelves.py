@@ -61,6 +61,7 @@ class DiskIndex:
         from storage.vectors import Vectors
 
         self.dimension = dimension
+        self._folder = folder
         self.damaged = False
         """It met with damage, and is of no use any more."""
         self._changing = threading.Lock()
@@ -136,9 +137,25 @@ class DiskIndex:
             try:
                 yield parts
             except (OrchestratorError, ValueError):
+                self.damaged |= _damaged(self._folder, self.dimension)  # what is in memory serves searches only
                 with contextlib.suppress(OrchestratorError):  # the first error tells more; the next opening mends too
                     _mend(*parts)
                 raise
+
+
+def _damaged(folder: Path, dimension: int) -> bool:
+    """Whether what is open can't be opened again: somebody removed it or wrote to it."""
+    from storage.lexical import Lexical, LexicalDamaged
+    from storage.vector_files import Columns, VectorsDamaged, read_manifest
+
+    try:
+        if folder.exists():
+            Lexical(folder / "words").close()
+            Columns(folder / "vectors", read_manifest(folder / "vectors", dimension)).records()
+            return False
+    except (LexicalDamaged, VectorsDamaged):
+        pass
+    return True
 
 
 def _mend(lexical: Lexical, vectors: Vectors) -> None:
@@ -236,7 +253,7 @@ class DiskShelves:
         if index is not None:
             index.close()
         trash = self._root / "trash" / uuid.uuid4().hex
-        trash.parent.mkdir(exist_ok=True)
+        trash.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(trash)
             shutil.rmtree(trash)

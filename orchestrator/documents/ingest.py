@@ -119,6 +119,11 @@ class Ingest:
             self._unchecked.add(store)
         self._wakeup.set()
 
+    def lacking(self, store: str) -> None:
+        """A search found that the store's index lacks files."""
+        if all(file.store != store for file in self._lacking.values()):  # else they are on their way
+            self.check(store)
+
     def fraction(self, entry: int) -> float | None:
         """How far a file's job is, 0 to 1; None when none runs."""
         return self._fractions.get(entry)

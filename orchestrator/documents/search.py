@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -82,12 +82,15 @@ class Search:
         embedders: Embedders,
         reranker: Reranker | None,
         rewriter: Rewriter | None,
+        lacking: Callable[[str], None],
     ) -> None:
+        """`lacking` is told of a store whose index lacks files."""
         self._shelves = shelves
         self._roster = roster
         self._embedders = embedders
         self._reranker = reranker
         self._rewriter = rewriter
+        self._lacking = lacking
 
     async def search(self, store: VectorStore, asked: Asked) -> Found:
         """The best chunks of the store's completed files that pass the filter.
@@ -97,7 +100,11 @@ class Search:
         queries, notice = await self._rewritten(asked)
         roster = await self._roster.of(store.id)
         index = await asyncio.to_thread(self._shelves.open, store.id, store.embedder, store.dimension)
-        allowed = await asyncio.to_thread(_allowed, index, dict(roster), asked)
+        held = await asyncio.to_thread(index.entries)
+        if len(held) < len(roster):  # it was damaged, or removed
+            self._lacking(store.id)
+            notice = Notice(text="some files are not found: they are being put into the index again")
+        allowed = await asyncio.to_thread(_allowed, held, dict(roster), asked)
         depth = max(DEPTH_MIN, 2 * asked.limit)
         rankings = []
         if allowed is None or allowed:
@@ -158,11 +165,11 @@ class Search:
         return _resorted(results, scores), Notice()
 
 
-def _allowed(index: Index, roster: Mapping[int, StoreFile], asked: Asked) -> Collection[int] | None:
-    """The entries that may be found; None for all that the index holds."""
+def _allowed(held: frozenset[int], roster: Mapping[int, StoreFile], asked: Asked) -> Collection[int] | None:
+    """The entries that may be found; None for all that the index holds, which are `held`."""
     if asked.filter is not None:
         return frozenset(entry for entry, file in roster.items() if asked.filter(file.attributes))
-    return None if index.entries() <= roster.keys() else frozenset(roster)
+    return None if held <= roster.keys() else frozenset(roster)
 
 
 def _legs(

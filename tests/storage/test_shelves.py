@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from orchestrator.documents.model import Chunk
 from orchestrator.documents.ports import Indexed
 from storage import vector_files
-from storage.lexical import Lexical, LexicalDamaged
+from storage.lexical import Lexical, LexicalDamaged, LexicalError
 from storage.shelves import DiskIndex, DiskShelves, IndexClosed
 from storage.vector_files import VectorsError
 from tests.storage import index_writer
@@ -196,6 +197,20 @@ def test_damage_that_a_search_meets_ends_the_index(tmp_path: Path, monkeypatch: 
     assert anew.entries() == frozenset()
     with pytest.raises(IndexClosed):
         index.add([some(2)])
+
+
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: (folder / "words" / "meta.json").write_bytes(b"{")])
+def test_damage_that_a_change_meets_ends_the_index(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    shelves = DiskShelves(tmp_path)
+    index = shelves.open("vs_1", "m", DIMENSION)
+    index.add([some(1)])
+    harm(damaged_at(tmp_path))
+    assert index.words("some", allowed=None, limit=1) != []
+    with pytest.raises(LexicalError):
+        index.add([some(2)])
+    anew = shelves.open("vs_1", "m", DIMENSION)
+    anew.add([some(2)])
+    assert anew.entries() == {2}
 
 
 def test_embedders_and_stores_are_apart_and_discarded_apart(tmp_path: Path) -> None:
