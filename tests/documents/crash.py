@@ -7,145 +7,177 @@ acknowledged is not there, or anything half-done is seen.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
+import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from tests.documents.served import WORDS_ONLY
+from orchestrator.cli.finding import Finding, Level
+from orchestrator.cli.storage_checks import check_documents
+from orchestrator.settings import ServerSettings, Settings
+from tests.documents.served import WORDS_ONLY, with_embedder
+from tests.documents.workload import Acknowledged, Client
 from tests.stub import WAIT_S, Service, service, until
 
 POINTS: Mapping[str, Sequence[str]] = {
     "upload": ("upload.after_spool", "upload.after_put", "upload.after_record"),
-    "ingest": ("ingest.before_passages", "ingest.after_passages", "ingest.before_completed"),
+    "ingest": (
+        *("ingest.before_passages", "ingest.after_passages", "ingest.before_vectors", "ingest.after_vectors"),
+        "ingest.before_completed",
+    ),
     "index": ("index.before_lexical", "index.after_lexical", "index.before_manifest", "index.after_manifest"),
     "catalogue": ("record.before_put", "record.after_put", "record.before_delete", "record.after_delete"),
 }
-"""Where a seed may die at once; else it dies after so many acknowledged steps."""
-FILES_MAX = 12
+"""Every second seed dies at one of these, in turn; the others at a moment of their own."""
+WITH_VECTORS = ("ingest", "index")
+"""Kinds whose stores have vectors, too."""
+STEPS_BEFORE = 5
+"""What is there before anything dies."""
+MOMENT_S_MAX = 0.3
 
 
-@dataclass(slots=True)
-class Acknowledged:
-    """What the service said is done."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Template:
+    """A stopped service's folder, and what it has acknowledged so far."""
 
-    files: dict[str, bytes] = field(default_factory=dict)
-    attached: set[str] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    tried: set[bytes] = field(default_factory=set)
-
-
-class Client(threading.Thread):
-    """Stores files, puts them into a store and removes some, until the service is gone."""
-
-    def __init__(self, url: str, store: str, seed: int, stop_after: int, killed: threading.Event) -> None:
-        super().__init__()
-        self._http = httpx.Client(base_url=url, timeout=20)
-        self._store = store
-        self._random = random.Random(seed)
-        self._stop_after = stop_after
-        self._killed = killed
-        self.known = Acknowledged()
-
-    def run(self) -> None:
-        """Ends when told so, or when the service is."""
-        try:
-            for number in range(FILES_MAX):
-                self._step(number)
-                if number + 1 >= self._stop_after:
-                    break
-        except httpx.TransportError:
-            pass
-        self._killed.set()
-
-    def _step(self, number: int) -> None:
-        word = f"word{self._random.randrange(10**9)}"
-        content = f"# File {number}\n\n{word} stands in this one. {'filler ' * self._random.randrange(400)}".encode()
-        self.known.tried.add(content)
-        file = {"file": (f"{word}.md", content)}
-        answer = self._http.post("/v1/files", data={"purpose": "assistants"}, files=file)
-        answer.raise_for_status()
-        id = answer.json()["id"]
-        self.known.files[id] = content
-        self._http.post(f"/v1/vector_stores/{self._store}/files", json={"file_id": id}).raise_for_status()
-        self.known.attached.add(id)
-        if number and self._random.random() < 0.2:
-            gone = self._random.choice(sorted(self.known.files))
-            self.known.removed.add(gone)
-            self._http.delete(f"/v1/files/{gone}").raise_for_status()
-            self.known.files.pop(gone)
-            self.known.attached.discard(gone)
-            self.known.removed.discard(gone)
+    folder: Path
+    config: str
+    known: Acknowledged
 
 
-def broken(kind: str, seed: int, folder: Path) -> list[str]:
+def template(kind: str, folder: Path) -> Template:
+    """Made by a service that did some work and ended in good order."""
+    config = with_embedder() if kind in WITH_VECTORS else WORDS_ONLY
+    known = Acknowledged()
+    with service(folder, config) as running:
+        with running.client() as http:
+            known.store = http.post("/v1/vector_stores", json={"name": "kept"}).json()["id"]
+            client = Client(running.url, known, f"before {kind}")
+            client.start()
+            until(lambda: client.steps >= STEPS_BEFORE or not client.working)
+            client.stop()
+            assert not client.fault, client.fault
+            until(lambda: _settled(http, known.store) is not None)
+        running.end()
+    return Template(folder=folder, config=config, known=known)
+
+
+def broken(kind: str, seed: int, origin: Template, folder: Path) -> list[str]:
     """What was wrong after one kill; empty when nothing."""
     chance = random.Random(f"{kind} {seed}")
-    point = chance.choice(POINTS[kind]) if seed % 2 else ""
-    environ = {"CRASH_AT": point} if point else {}
-    with service(folder, WORDS_ONLY) as running:
-        with running.client() as client:
-            store = client.post("/v1/vector_stores", json={"name": "kept"}).json()["id"]
-        running.process.terminate()
-        running.process.wait(WAIT_S)
-        running.restart(**environ)
-        killed = threading.Event()
-        known = _killed_while_busy(running, store, seed, chance, killed, by_point=bool(point))
+    point = POINTS[kind][seed // 2 % len(POINTS[kind])] if seed % 2 else ""
+    shutil.copytree(origin.folder / "data", folder / "data")
+    known = copy.deepcopy(origin.known)
+    with service(folder, origin.config, **({"CRASH_AT": point} if point else {})) as running:
+        client = Client(running.url, known, f"{kind} {seed}")
+        _kill_while_busy(running, client, chance, by_point=bool(point))
         running.restart()
-        return _looked_at(running, store, known)
+        with running.client() as http:
+            found = [client.fault] if client.fault else []
+            found += [*_files(http, known), *_members(http, known, vectors=kind in WITH_VECTORS)]
+        code, log = running.end(), running.log()
+        found += [f"it ended with {code}"] if code else []
+        found += [f"its log has {word}" for word in ("Traceback", "_bug", "nanobind", "index_damaged") if word in log]
+    found += [f"{path.name} is left in the spool" for path in (folder / "data" / "spool").iterdir()]
+    return found + [f"doctor: {one.what} {one.ids}" for one in doctor(folder / "data") if one.level is not Level.OK]
 
 
-def _killed_while_busy(
-    running: Service, store: str, seed: int, chance: random.Random, killed: threading.Event, *, by_point: bool
-) -> Acknowledged:
-    steps = FILES_MAX if by_point else chance.randrange(1, FILES_MAX)
-    client = Client(running.url, store, seed, steps, killed)
+def doctor(data: Path) -> list[Finding]:
+    """What it finds about the documents of a stopped service on a folder."""
+    return list(check_documents(Settings(server=ServerSettings(data_dir=data)), repair=False, quiet=True))
+
+
+def _kill_while_busy(running: Service, client: Client, chance: random.Random, *, by_point: bool) -> None:
+    steps = chance.randrange(8)
     client.start()
-    until(lambda: killed.is_set() or running.process.poll() is not None)  # done with its steps, or dead at its point
-    if not by_point:
-        threading.Event().wait(chance.random() * 0.3)  # the moment is the seed's
+    if by_point:
+        until(lambda: running.process.poll() is not None or not client.working, 2 * WAIT_S)
+    else:
+        until(lambda: client.steps >= steps or not client.working)
+        threading.Event().wait(chance.random() * MOMENT_S_MAX)  # the moment is the seed's
     running.process.kill()
     running.process.wait(WAIT_S)
-    client.join(WAIT_S)
-    return client.known
+    client.stop()
 
 
-def _looked_at(running: Service, store: str, known: Acknowledged) -> list[str]:
-    found: list[str] = []
-    with running.client() as client:
-        listed = {file["id"]: file for file in client.get("/v1/files?limit=10000").json()["data"]}
-        for id in known.files.keys() - listed.keys() - known.removed:
-            found.append(f"{id} was acknowledged and is gone")
-        for id in listed:
-            content = client.get(f"/v1/files/{id}/content")
-            if content.status_code != 200 or content.content not in known.tried:
-                found.append(f"{id} is listed and can't be read whole: {content.status_code}")
-        files = f"/v1/vector_stores/{store}/files"
-        until(lambda: _settled(client, files) is not None)
-        settled = _settled(client, files) or {}
-        found += [f"{id} ended as {status}" for id, status in settled.items() if status != "completed"]
-        for id in known.attached - known.removed - settled.keys():
-            found.append(f"{id} was put into the store and is not in it")
-        for id in settled:
-            word = listed[id]["filename"].removesuffix(".md")
-            hits = client.post(f"/v1/vector_stores/{store}/search", json={"query": word}).json()["data"]
-            if [hit["file_id"] for hit in hits[:1]] != [id]:
-                found.append(f"{id} is read and not found")
-    left = list((running.folder / "data" / "spool").iterdir())
-    return found + [f"{path.name} is left in the spool" for path in left]
+def _files(http: httpx.Client, known: Acknowledged) -> Iterator[str]:
+    listed = {file["id"]: file for file in http.get("/v1/files?limit=10000").json()["data"]}
+    for id in known.files.keys() - listed.keys() - known.unsure:
+        yield f"{id} was acknowledged and is gone"
+    for id in listed.keys() & known.gone:
+        yield f"{id} was deleted and is back"
+    for id in listed:
+        content = http.get(f"/v1/files/{id}/content")
+        allowed = {known.files[id]} if id in known.files else known.tried
+        if content.status_code != 200 or content.content not in allowed:
+            yield f"{id} is listed and can't be read whole: {content.status_code}"
 
 
-def _settled(client: httpx.Client, files: str) -> dict[str, str] | None:
-    """The store's files by their states, once none is in progress."""
-    data = client.get(files, params={"limit": 100}).json()["data"]
-    states = {file["id"]: file["status"] for file in data}
-    return None if "in_progress" in states.values() else states
+def _members(http: httpx.Client, known: Acknowledged, *, vectors: bool) -> Iterator[str]:
+    until(lambda: _settled(http, known.store) is not None)
+    members = _settled(http, known.store) or {}
+    for id in known.attached - known.unsure - members.keys():
+        yield f"{id} was put into the store and is not in it"
+    for id in members.keys() & (known.detached | known.gone):
+        yield f"{id} was taken out of the store and is back"
+    for id, member in members.items():
+        if member["status"] != "completed":
+            yield f"{id} ended as {member['status']}: {member['last_error']}"
+        if id in known.attributes and member["attributes"] != {"number": known.attributes[id]}:
+            yield f"the attributes of {id} are {member['attributes']}"
+    for id in {*members, *known.detached}:
+        if name := http.get(f"/v1/files/{id}").json().get("filename"):
+            yield from _search(http, known.store, id, name, found=id in members, vectors=vectors)
+
+
+def _search(http: httpx.Client, store: str, id: str, name: str, *, found: bool, vectors: bool) -> Iterator[str]:
+    asked = {"query": name.removesuffix(".md"), "include": ["ranks"]}
+
+    def hits() -> list[dict[str, Any]]:
+        answer = http.post(f"/v1/vector_stores/{store}/search", json=asked)
+        data: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
+        return data
+
+    if not found:
+        if any(hit["file_id"] == id for hit in hits()):
+            yield f"{id} was taken out and is found"
+        return
+    if vectors:  # the embedder may have to start first
+        until(lambda: all(hit["ranks"]["embedding"] for hit in hits()[:1]))
+    if [hit["file_id"] for hit in hits()[:1]] != [id]:
+        yield f"{id} is in the store and not found"
+
+
+def _settled(http: httpx.Client, store: str) -> dict[str, dict[str, Any]] | None:
+    """The store's files, once none is in progress."""
+    data = http.get(f"/v1/vector_stores/{store}/files", params={"limit": 100}).json()["data"]
+    return None if any(file["status"] == "in_progress" for file in data) else {file["id"]: file for file in data}
+
+
+def faults(kind: str, seeds: Sequence[int], folder: Path) -> dict[int, list[str]]:
+    """What was wrong, by seed. `folder` must exist; it is empty of seeds' folders after."""
+    origin = template(kind, _made(folder / "template"))
+    found = {}
+    for seed in seeds:
+        place = _made(folder / f"seed{seed}")
+        if wrong := broken(kind, seed, origin, place):
+            found[seed] = wrong
+        shutil.rmtree(place)
+    return found
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,13 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", choices=sorted(POINTS), default="upload")
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args(argv)
-    faults: dict[int, list[str]] = {}
-    for seed in range(options.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            if found := broken(options.kind, seed, Path(folder)):
-                faults[seed] = found
-    print(json.dumps({"kind": options.kind, "seeds": options.seeds, "broken": faults}))
-    return 1 if faults else 0
+    with tempfile.TemporaryDirectory() as folder:
+        found = faults(options.kind, range(options.seeds), Path(folder))
+    print(json.dumps({"kind": options.kind, "seeds": options.seeds, "broken": found}))
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

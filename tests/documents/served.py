@@ -11,9 +11,15 @@ from pathlib import Path
 import openai
 
 from tests.s3 import S3Server
-from tests.stub import Service, service
+from tests.stub import Service, model_table, service
 
 WORDS_ONLY = '[embeddings]\nmodel = ""\n'
+EMBEDDER = "acme/embedder"
+
+
+def with_embedder(*options: str) -> str:
+    """A configuration whose vectors come from a model of the service's own: the stub, with these options."""
+    return f'[embeddings]\nmodel = "{EMBEDDER}"\n' + model_table(EMBEDDER, *options)
 
 
 @dataclass(frozen=True, slots=True)
