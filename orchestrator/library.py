@@ -45,7 +45,7 @@ from orchestrator.errors import ApiError, ObjectsUnavailable, OrchestratorError
 from orchestrator.model import Scope
 from orchestrator.ports import Clock
 from orchestrator.settings import Settings
-from storage.catalog import Catalog
+from storage.catalog import Catalog, CatalogError
 from storage.embed.minilm import EmbeddedMiniLm
 from storage.extract.reader import LimitedReader
 from storage.objects import open_objects
@@ -82,6 +82,7 @@ class Library:
         self._keys = keys
         self._clock = clock
         self._objects = configured_objects(settings, data)
+        self._catalog = catalog
         self._clients: list[httpx.AsyncClient] = []
         self._own: httpx.AsyncClient | None = None
         self._own_url = "http://127.0.0.1"
@@ -210,7 +211,10 @@ class Library:
         """Where the catalogue was begun anew, fill it from the object store; documents wait for that."""
         while True:
             try:
-                if await self._shelf.fresh():
+                fresh = await self._shelf.fresh()
+                if not self._catalog.kept:  # else documents would be acknowledged, and unknown after the next start
+                    raise CatalogError(f"{self._catalog.error}; mend that and start the service anew")
+                if fresh:
                     self._fault = "the catalogue is rebuilt from the object store"
                     await rebuild(self._objects, self._shelf)
                 break

@@ -59,6 +59,11 @@ class Catalog:
         """Why nothing is kept, if so."""
         return self._not_kept or self._fault
 
+    @property
+    def kept(self) -> bool:
+        """Whether what is written outlives this run. Known once a job was done."""
+        return not self._not_kept
+
     def submit(self, job: Callable[[Any], T]) -> Future[T]:
         """Run `job(connection)` on the writer's thread; done when committed. Does not block.
 
