@@ -107,10 +107,10 @@ class Reading:
         if embedder and cut.texts:
             try:
                 vectors = await self._vectors(file.tenant, digest, embedder, cut, on_progress)
-            except EmbedderFailed as error:
+            except EmbedderFailed:
                 if file.status is not IngestStatus.COMPLETED:
                     raise
-                log.warning("found_by_words_only", entry=file.entry, cause=str(error))
+                log.warning("found_by_words_only", entry=file.entry)  # its cause may repeat the text
         indexed = Indexed(
             entry=file.entry,
             title=passages.title,

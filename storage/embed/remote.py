@@ -32,6 +32,8 @@ ANSWER_BYTES_MAX = 64 * 2**20
 MESSAGE_CHARS_MAX = 300
 TEXT_FAULTS = (400, 413, 422)
 """Statuses that say that these texts won't do. Others may pass: a key is renewed, a model comes back."""
+UNKNOWN = 404
+"""The model, not the texts."""
 BUSY = (408, 429, 502, 503, 504)
 
 
@@ -215,12 +217,13 @@ def _refused(response: httpx.Response, content: bytes) -> EmbedderUnavailable | 
     if status in (401, 403):  # some servers repeat the key in their message
         message = f"the embeddings server refused the key ({status})"
         return EmbedderUnavailable(message, retry_after_s=WRONG_RETRY_S)
-    said = f"the embeddings server answered {status}: {_message(content):.{MESSAGE_CHARS_MAX}}"
+    said = f"the embeddings server answered {status}"
+    words = f"{said}: {_message(content):.{MESSAGE_CHARS_MAX}}"
     if status in TEXT_FAULTS:
-        return EmbedderFailed(said)
-    if status in BUSY:
+        return EmbedderFailed(words)
+    if status in BUSY:  # its words may repeat the texts, and this one is for logs and for all to see
         return _Busy(said, retry_after_s=_retry_after_s(response.headers.get("retry-after", "")))
-    return EmbedderUnavailable(said, retry_after_s=WRONG_RETRY_S)
+    return EmbedderUnavailable(words if status == UNKNOWN else said, retry_after_s=WRONG_RETRY_S)
 
 
 def _message(content: bytes) -> str:

@@ -119,6 +119,8 @@ def test_nothing_is_asked_for_nothing() -> None:
         (httpx.ConnectError("refused"), EmbedderUnavailable, 5.0),
         (TimeoutError(), EmbedderUnavailable, 5.0),
         (httpx.Response(500, content=b"\xffInternal"), EmbedderUnavailable, 60.0),
+        (httpx.Response(500, json={"detail": f"not for logs: {KEY}"}), EmbedderUnavailable, "answered 500"),
+        (httpx.Response(503, json={"detail": f"not for logs: {KEY}"}), EmbedderUnavailable, "answered 503"),
         (httpx.Response(404, json={"detail": "no such model"}), EmbedderUnavailable, "404: no such model"),
         (httpx.Response(401, json={"error": {"message": f"wrong key {KEY}"}}), EmbedderUnavailable, "refused the key"),
         (httpx.Response(403, json={"error": {"message": f"wrong key {KEY}"}}), EmbedderUnavailable, "refused the key"),
