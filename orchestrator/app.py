@@ -150,6 +150,7 @@ class Service:
             lifespan=self._lifespan,
             exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
         )
+        control.router.redirect_slashes = False  # a path is one of ours, or unknown
         return Proxy(
             LabelledAnswers(control, self._request_ids),
             activator=self._activator,

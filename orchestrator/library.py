@@ -122,7 +122,7 @@ class Library:
             unix=clock.unix,
             bytes_max=settings.storage.file_bytes_max,
         )
-        self._garbage = Garbage(shelf=shelf, objects=self._objects, files=files, uploads=uploads)
+        self._garbage = Garbage(shelf=shelf, objects=self._objects, files=files, uploads=uploads, gates=gates)
         self._apis = (
             FilesApi(files=files, spool=self._spool, file_bytes_max=settings.storage.file_bytes_max),
             UploadsApi(uploads=uploads, spool=self._spool, upload_bytes_max=settings.storage.file_bytes_max),
@@ -257,7 +257,8 @@ class Library:
 
         async def opened(request: Request, key: Key) -> Response:
             if not self._restored:
-                raise ApiError(503, self._fault, code="storage_unavailable", headers={"retry-after": "5"})
+                message = "documents are not available yet; /health tells why"
+                raise ApiError(503, message, code="storage_unavailable", headers={"retry-after": "5"})
             return await handler(request, key)
 
         return opened

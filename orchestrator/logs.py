@@ -29,3 +29,4 @@ def configure() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what clients send

@@ -153,6 +153,20 @@ class RecordedShelf(DuckShelf):
                 await self._records.erase([name])
 
     @_to_its_end
+    async def change_store(
+        self, tenant: str, id: str, change: Callable[[VectorStore], VectorStore]
+    ) -> VectorStore | None:
+        """See `ports.Shelf.change_store`."""
+        async with self._locks.hold(id):  # under it nobody else changes the store: record and catalogue agree
+            store = await self.store(tenant, id)
+            known = await self.fact(named(store)) if store else None
+            if store is None or known is None:
+                return None
+            async with self._records.doubted([known.name]):
+                await self._records.put([replace(known, value=change(store))])
+                return await super().change_store(tenant, id, change)
+
+    @_to_its_end
     async def remove_store(self, tenant: str, id: str) -> VectorStore | None:
         """See `ports.Shelf.remove_store`."""
         async with self._locks.hold(id):

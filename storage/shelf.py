@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -94,9 +94,9 @@ class DuckShelf:
 
     # --- what is to be cleared away ---
 
-    async def garbage(self, limit: int) -> tuple[str, ...]:
+    async def garbage(self, limit: int, *, but: str = "") -> tuple[str, ...]:
         """See `ports.Shelf.garbage`. There need not be an object for each key."""
-        return await self._catalog.read(partial(shelf_garbage.oldest, limit=limit))
+        return await self._catalog.read(partial(shelf_garbage.oldest, limit=limit, but=but))
 
     async def cleared(self, keys: Sequence[str]) -> None:
         """See `ports.Shelf.cleared`."""
@@ -107,6 +107,12 @@ class DuckShelf:
     async def put_store(self, store: VectorStore) -> None:
         """See `ports.Shelf.put_store`. Nothing, if the store was removed meanwhile."""
         await self._catalog.run(partial(shelf_stores.put_store, store=store, removed=self._removed))
+
+    async def change_store(
+        self, tenant: str, id: str, change: Callable[[VectorStore], VectorStore]
+    ) -> VectorStore | None:
+        """See `ports.Shelf.change_store`."""
+        return await self._catalog.run(partial(shelf_stores.change_store, tenant=tenant, id=id, change=change))
 
     async def store(self, tenant: str, id: str) -> VectorStore | None:
         """See `ports.Shelf.store`."""

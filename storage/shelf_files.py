@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.documents.keys import file_key, part_key
 from orchestrator.documents.model import Page, Part, StoredFile, StoreFile, Upload, UploadStatus
 from storage.shelf_garbage import leave, throw
-from storage.shelf_listing import listing
+from storage.shelf_listing import depart, listing
 from storage.shelf_tables import FILES, PARTS, STORE_FILES, UPLOADS
 
 if TYPE_CHECKING:
@@ -35,20 +35,23 @@ def list_files(
         found = FILES.find(connection, id)
         return found if found and found[0].tenant == tenant else None
 
-    return listing(connection, FILES, {"tenant": tenant, "purpose": purpose}, page, find)
+    return listing(connection, FILES, tenant, {"tenant": tenant, "purpose": purpose}, page, find)
 
 
 def remove_file(connection: Connection, tenant: str, id: str) -> StoredFile | None:
     """See `ports.Shelf.remove_file`."""
-    file = find_file(connection, tenant, id)
-    if file is None:
+    found = FILES.find(connection, id)
+    if found is None or found[0].tenant != tenant:
         return None
-    members = memberships(connection, tenant, id)
+    depart(connection, FILES, tenant, id, found)
+    members = STORE_FILES.numbered(connection, "WHERE file = ?", [id])
+    for member in members:
+        depart(connection, STORE_FILES, member[0].store, id, member)
     connection.execute("DELETE FROM store_files WHERE file = ?", [id])
     connection.execute("DELETE FROM files WHERE id = ?", [id])
     throw(connection, [file_key(tenant, id)])
-    leave(connection, members)
-    return file
+    leave(connection, [member for member, _ in members])
+    return found[0]
 
 
 def memberships(connection: Connection, tenant: str, file: str) -> tuple[StoreFile, ...]:

@@ -23,10 +23,10 @@ def throw(connection: Connection, keys: Sequence[str]) -> None:
         connection.execute("INSERT INTO garbage SELECT unnest(?), nextval('serials')", [list(keys)])
 
 
-def oldest(connection: Connection, limit: int) -> tuple[str, ...]:
+def oldest(connection: Connection, limit: int, but: str = "") -> tuple[str, ...]:
     """See `ports.Shelf.garbage`."""
-    query = "SELECT key FROM garbage GROUP BY key ORDER BY min(serial) LIMIT ?"
-    return tuple(key for (key,) in connection.execute(query, [limit]).fetchall())
+    query = "SELECT key FROM garbage WHERE ? = '' OR NOT starts_with(key, ?) GROUP BY key ORDER BY min(serial) LIMIT ?"
+    return tuple(key for (key,) in connection.execute(query, [but, but, limit]).fetchall())
 
 
 def forget(connection: Connection, keys: Sequence[str]) -> None:

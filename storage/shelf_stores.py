@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.documents.model import FileBatch, FileCounts, IngestStatus, Page, StoreFile, VectorStore
 from storage.shelf_garbage import leave, leave_embedder, name
-from storage.shelf_listing import listing
+from storage.shelf_listing import depart, listing
 from storage.shelf_tables import BATCHES, FILES, STORE_FILES, STORES, next_serials
 
 if TYPE_CHECKING:
@@ -43,12 +43,28 @@ def put_store(connection: Connection, store: VectorStore, removed: Removed) -> N
         if store.id in removed:
             return
         STORES.insert(connection, [store])
-    if store.embedder:
+    _embedder_changed(connection, before[0].embedder if before else "", store.embedder)
+
+
+def _embedder_changed(connection: Connection, left: str, taken: str) -> None:
+    if taken:
         query = "INSERT INTO embedders SELECT $1 WHERE NOT EXISTS (SELECT 1 FROM embedders WHERE name = $1)"
-        connection.execute(query, [store.embedder])
-    left = before[0].embedder if before else ""
-    if left not in ("", store.embedder) and not STORES.all(connection, "WHERE embedder = ?", [left]):
+        connection.execute(query, [taken])
+    if left not in ("", taken) and not STORES.all(connection, "WHERE embedder = ?", [left]):
         leave_embedder(connection, left)
+
+
+def change_store(
+    connection: Connection, tenant: str, id: str, change: Callable[[VectorStore], VectorStore]
+) -> VectorStore | None:
+    """See `ports.Shelf.change_store`."""
+    store = find_store(connection, tenant, id)
+    if store is None:
+        return None
+    changed = change(store)
+    STORES.update(connection, changed)
+    _embedder_changed(connection, store.embedder, changed.embedder)
+    return changed
 
 
 def find_store(connection: Connection, tenant: str, id: str) -> VectorStore | None:
@@ -64,7 +80,7 @@ def list_stores(connection: Connection, tenant: str, page: Page) -> tuple[tuple[
         found = STORES.find(connection, id)
         return found if found and found[0].tenant == tenant else None
 
-    return listing(connection, STORES, {"tenant": tenant}, page, find)
+    return listing(connection, STORES, tenant, {"tenant": tenant}, page, find)
 
 
 def all_stores(connection: Connection) -> tuple[VectorStore, ...]:
@@ -74,16 +90,17 @@ def all_stores(connection: Connection) -> tuple[VectorStore, ...]:
 
 def remove_store(connection: Connection, tenant: str, id: str, removed: Removed) -> VectorStore | None:
     """See `ports.Shelf.remove_store`."""
-    store = find_store(connection, tenant, id)
-    if store is None:
+    found = STORES.find(connection, id)
+    if found is None or found[0].tenant != tenant:
         return None
+    depart(connection, STORES, tenant, id, found)
     members = all_store_files(connection, id)
     connection.execute("DELETE FROM store_files WHERE store = ?", [id])
     connection.execute("DELETE FROM batches WHERE store = ?", [id])
     connection.execute("DELETE FROM stores WHERE id = ?", [id])
     leave(connection, members)
     removed.add(id)
-    return store
+    return found[0]
 
 
 def batches(connection: Connection, store: str) -> tuple[FileBatch, ...]:
@@ -166,7 +183,7 @@ def list_store_files(
         return found if found and found[0].tenant == tenant and batch in (None, found[0].batch) else None
 
     given = {"store": store, "tenant": tenant, "status": status and status.value, "batch": batch}
-    return listing(connection, STORE_FILES, given, page, find)
+    return listing(connection, STORE_FILES, store, given, page, find)
 
 
 def all_store_files(connection: Connection, store: str) -> tuple[StoreFile, ...]:
@@ -195,11 +212,13 @@ def set_attributes(connection: Connection, file: StoreFile) -> bool:
 
 def remove_store_file(connection: Connection, tenant: str, store: str, file: str) -> StoreFile | None:
     """See `ports.Shelf.remove_store_file`."""
-    found = find_store_file(connection, tenant, store, file)
-    if found is not None:
-        connection.execute("DELETE FROM store_files WHERE entry = ?", [found.entry])
-        leave(connection, [found])
-    return found
+    found = _numbered(connection, store, file)
+    if found is None or found[0].tenant != tenant:
+        return None
+    depart(connection, STORE_FILES, store, file, found)
+    connection.execute("DELETE FROM store_files WHERE entry = ?", [found[0].entry])
+    leave(connection, [found[0]])
+    return found[0]
 
 
 def unfinished(connection: Connection, limit: int) -> tuple[StoreFile, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -104,14 +105,18 @@ class StoresApi:
     async def _change(self, request: Request, key: Key) -> Response:
         body = await json_body(request)
         fields.known(body, CHANGE)
-        changes: dict[str, object] = {}
-        if body.get("name") is not None:
-            changes["name"] = fields.text(body, "name", fields.NAME_CHARS_MAX)
-        if "metadata" in body:
-            changes["metadata"] = fields.metadata(body)
-        if "expires_after" in body:
-            changes["expires_after_days"] = fields.expires_after_days(body)
-        return await self._store(await self._stores.change(key.tenant, request.path_params["store"], **changes))
+        name = fields.text(body, "name", fields.NAME_CHARS_MAX)
+        metadata, days = fields.metadata(body), fields.expires_after_days(body)
+
+        def change(store: VectorStore) -> VectorStore:
+            return replace(
+                store,
+                name=store.name if name is None else name,
+                metadata=metadata if "metadata" in body else store.metadata,
+                expires_after_days=days if "expires_after" in body else store.expires_after_days,
+            )
+
+        return await self._store(await self._stores.change(key.tenant, request.path_params["store"], change))
 
     async def _remove(self, request: Request, key: Key) -> Response:
         id = request.path_params["store"]

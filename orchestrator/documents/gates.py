@@ -30,6 +30,10 @@ class Gates:
                 del self._inside[name]
                 self._left.set()
 
+    def free(self, name: str) -> bool:
+        """Whether `closed` would wait for nobody."""
+        return name not in self._inside and name not in self._closed
+
     @contextlib.asynccontextmanager
     async def closed(self, name: str) -> AsyncIterator[None]:
         """Waits until all who pass have left; nobody enters meanwhile."""

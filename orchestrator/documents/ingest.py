@@ -24,6 +24,7 @@ import structlog
 from orchestrator.crash import crash_point
 from orchestrator.documents.gates import Gates
 from orchestrator.documents.grouping import Grouped
+from orchestrator.documents.keys import DERIVED
 from orchestrator.documents.model import IngestStatus, LastError, StoreFile, VectorStore
 from orchestrator.documents.ports import Index, Indexed, Shelf, Shelves
 from orchestrator.documents.reading import Read, Reading
@@ -190,7 +191,8 @@ class Ingest:
     async def _job(self, file: StoreFile) -> None:
         """One file, to its end; whatever comes of it is seen in the catalogue or in `_later`."""
         try:
-            await self._ingest(file)
+            async with self._gates.passing(DERIVED):  # what it finds there is not cleared away before it is named
+                await self._ingest(file)
             self._forget(file.entry)
         except (ObjectsUnavailable, EmbedderUnavailable) as error:
             self._postpone(file, error)
@@ -266,8 +268,13 @@ class Ingest:
         if store is None or (store.embedder != read.embedder and (store.embedder or not await self._alone(file))):
             return None
         if not store.embedder and read.dimension:
-            store = replace(store, embedder=read.embedder, dimension=read.dimension)
-            await self._shelf.put_store(store)
+            store = await self._shelf.change_store(
+                file.tenant,
+                file.store,
+                lambda s: s if s.embedder else replace(s, embedder=read.embedder, dimension=read.dimension),
+            )
+            if store is None or store.embedder != read.embedder:
+                return None
         if read.dimension not in (0, store.dimension):
             known = f"{store.embedder} now gives {read.dimension} numbers a vector, and gave {store.dimension}"
             raise EmbedderFailed(f"{known}: a model of other vectors needs another name")

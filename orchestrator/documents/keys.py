@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 
+DERIVED = "derived/"
+"""What the keys of all that was made of documents begin with."""
 RECORDS = "records/"
 """What all records' keys begin with."""
 SERIALS = f"{RECORDS}serials.json"
@@ -35,12 +37,12 @@ def part_key(tenant: str, upload: str, part: str) -> str:
 
 def passages_key(tenant: str, digest: str) -> str:
     """What was read of a document."""
-    return f"derived/{_tenant(tenant)}/passages/{digest}"
+    return f"{DERIVED}{_tenant(tenant)}/passages/{digest}"
 
 
 def vectors_key(tenant: str, digest: str, embedder: str) -> str:
     """The vectors of those passages by one embedder."""
-    return f"derived/{_tenant(tenant)}/vectors/{digest}-{_short(embedder, _EMBEDDER_CHARS)}"
+    return f"{DERIVED}{_tenant(tenant)}/vectors/{digest}-{_short(embedder, _EMBEDDER_CHARS)}"
 
 
 def record_key(tenant: str, kind: str, id: str) -> str:

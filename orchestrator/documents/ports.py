@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -141,8 +141,8 @@ class Shelf(Protocol):
         """Pending ones of every tenant whose time is over."""
 
     # --- what is to be cleared away ---
-    async def garbage(self, limit: int) -> tuple[str, ...]:
-        """Keys of objects that nothing names any more, oldest first."""
+    async def garbage(self, limit: int, *, but: str = "") -> tuple[str, ...]:
+        """Keys of objects that nothing names any more, oldest first; without those that begin with `but`."""
 
     async def cleared(self, keys: Sequence[str]) -> None:
         """They are gone."""
@@ -150,6 +150,12 @@ class Shelf(Protocol):
     # --- vector stores ---
     async def put_store(self, store: VectorStore) -> None:
         """Keep it, or its new state."""
+
+    async def change_store(
+        self, tenant: str, id: str, change: Callable[[VectorStore], VectorStore]
+    ) -> VectorStore | None:
+        """Keep what `change` (pure) makes of the store as it is at that moment, and return it; None when unknown. Two
+        that change different fields at once don't undo each other."""
 
     async def store(self, tenant: str, id: str) -> VectorStore | None:
         """The tenant's store."""

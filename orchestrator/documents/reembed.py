@@ -10,6 +10,7 @@ from dataclasses import replace
 import structlog
 
 from orchestrator.documents.gates import Gates
+from orchestrator.documents.keys import DERIVED
 from orchestrator.documents.model import FileCounts, IngestStatus, StoreFile, VectorStore
 from orchestrator.documents.ports import Index, Shelf, Shelves
 from orchestrator.documents.reading import Read, Reading
@@ -107,7 +108,8 @@ class Reembed:
                         return
             self.moving[store.id] = 1 - len(lacking) / len(files)
             await self._reading.prepare()
-            before, dimension = dimension, await self._put_in(store, lacking[:DOCUMENTS_MAX], dimension, skipped)
+            async with self._gates.passing(DERIVED):
+                before, dimension = dimension, await self._put_in(store, lacking[:DOCUMENTS_MAX], dimension, skipped)
             if not before and dimension:
                 skipped.clear()  # what has no vectors goes in, too, now that their dimension is known
 
@@ -129,7 +131,9 @@ class Reembed:
             return
         if files and not dimension:
             raise EmbedderFailed(f"{self._reading.embedder} made no vectors of any file of {store.id}")
-        await self._shelf.put_store(replace(current, embedder=embedder, dimension=dimension))
+        await self._shelf.change_store(
+            store.tenant, store.id, lambda store: replace(store, embedder=embedder, dimension=dimension)
+        )
         if self._old is not None:
             self._old[store.id] = self._now()
         self._changed(store.id)

@@ -172,7 +172,8 @@ def file_ids(body: Mapping[str, Any], *, least: int = 0) -> tuple[str, ...]:
 
 
 def asked(body: Mapping[str, Any]) -> Asked:
-    """A search."""
+    """A search. ``null`` is what is not given."""
+    body = {name: value for name, value in body.items() if value is not None}
     include = body.get("include") or []
     if not isinstance(include, list) or any(one != "ranks" for one in include):
         raise bad("include", 'include is a list that may hold "ranks"')

@@ -87,8 +87,7 @@ class Stores:
         if expired(store, now):
             raise ApiError(400, f"vector store {id} has expired", code="vector_store_expired", param="vector_store_id")
         if store.expires_after_days is not None and now - store.last_active_unix >= ACTIVE_S:
-            store = replace(store, last_active_unix=now)
-            await self._shelf.put_store(store)
+            return await self.change(tenant, id, lambda store: replace(store, last_active_unix=now))
         return store
 
     async def listing(self, tenant: str, page: Page) -> tuple[tuple[VectorStore, ...], bool]:
@@ -102,11 +101,13 @@ class Stores:
         """Each store's, by id."""
         return await self._shelf.counts([store.id for store in stores])
 
-    async def change(self, tenant: str, id: str, **changes: object) -> VectorStore:
-        """The store with these fields of `VectorStore` changed."""
-        store = replace(await self.get(tenant, id), **changes)  # type: ignore[arg-type]
-        await self._shelf.put_store(store)
-        return store
+    async def change(self, tenant: str, id: str, change: Callable[[VectorStore], VectorStore]) -> VectorStore:
+        """The store as `change` makes it; see `ports.Shelf.change_store`."""
+        await self.get(tenant, id)
+        changed = await self._shelf.change_store(tenant, id, change)
+        if changed is None:
+            raise _unknown("vector store", id, "vector_store_id")
+        return changed
 
     async def remove(self, tenant: str, id: str) -> None:
         """Forget the store; its files stay."""
@@ -191,8 +192,10 @@ class Stores:
         return await self._shelf.batch_counts(batch.id)
 
     async def cancel_batch(self, tenant: str, store: str, id: str) -> FileBatch:
-        """What is not read yet will not be."""
+        """What is not read yet will not be; a batch that is done stays as it is."""
         batch = await self.batch(tenant, store, id)
+        if not (await self.batch_counts(batch)).in_progress:
+            return batch
         everything = await self._shelf.all_store_files(store)
         running = [f.entry for f in everything if f.batch == id and f.status is IngestStatus.IN_PROGRESS]
         self._jobs.stop(running)

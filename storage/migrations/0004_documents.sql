@@ -77,3 +77,13 @@ CREATE TABLE garbage (key VARCHAR NOT NULL, serial BIGINT NOT NULL);      -- obj
 CREATE TABLE doubts (kind VARCHAR NOT NULL, tenant VARCHAR NOT NULL, id VARCHAR NOT NULL);
 CREATE TABLE filled (done BOOLEAN NOT NULL);                                -- empty until the first refill
 CREATE SEQUENCE serials;
+
+-- Where items stood in their listings that were removed: a cursor that names one goes on from there.
+CREATE TABLE departed (
+    listing VARCHAR NOT NULL,
+    id VARCHAR NOT NULL,
+    created_unix BIGINT NOT NULL,
+    serial BIGINT NOT NULL,
+    number BIGINT NOT NULL            -- in order of removal
+);
+CREATE INDEX departed_by_id ON departed (id);

@@ -26,6 +26,7 @@ from orchestrator.documents.api_uploads import UploadsApi
 from orchestrator.documents.endpoints import Endpoint, routes
 from orchestrator.documents.files import Files
 from orchestrator.documents.garbage import Garbage
+from orchestrator.documents.gates import Gates
 from orchestrator.documents.limits import body_limit
 from orchestrator.documents.ports import ObjectStore
 from orchestrator.documents.spool import Spool
@@ -80,7 +81,9 @@ class DocumentsApp:
             unix=self.unix,
             bytes_max=FILE_BYTES_MAX,
         )
-        self.garbage = Garbage(shelf=self.shelf, objects=objects, files=files, uploads=uploads)
+        self.garbage = Garbage(
+            shelf=self.shelf, objects=objects, files=files, uploads=uploads, gates=Gates()
+        )
         self.endpoints: Sequence[Endpoint] = (
             *FilesApi(files=files, spool=self.spool, file_bytes_max=file_bytes_max).endpoints(),
             *UploadsApi(uploads=uploads, spool=self.spool, upload_bytes_max=FILE_BYTES_MAX).endpoints(),

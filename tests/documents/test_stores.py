@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.documents.files import Files
+from orchestrator.documents.garbage import Garbage
+from orchestrator.documents.gates import Gates
 from orchestrator.documents.ids import new_id
-from orchestrator.documents.model import Chunking, IngestStatus, Page, StoredFile, VectorStore
+from orchestrator.documents.keys import DERIVED, passages_key
+from orchestrator.documents.model import Chunking, IngestStatus, Order, Page, StoredFile, VectorStore
 from orchestrator.documents.roster import Roster
+from orchestrator.documents.spool import Spool
 from orchestrator.documents.store_fields import Wanted
 from orchestrator.documents.stores import Stores
-from orchestrator.errors import ApiError
+from orchestrator.documents.uploads import Uploads
+from orchestrator.errors import ApiError, NotFound
 from storage.catalog import Catalog
 from storage.objects_folder import FolderObjects
 from storage.records import RecordedShelf
@@ -161,5 +167,82 @@ def test_what_is_removed_is_told(tmp_path: Path) -> None:
         with pytest.raises(ApiError):
             await world.stores.get(TENANT, store.id)
         assert await world.shelf.file(TENANT, other) is not None
+
+    played(tmp_path, scenario)
+
+
+def test_changes_at_once_do_not_undo_each_other(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        store = await world.store(expires_after_days=1)
+        world.now += 3600
+        change = world.stores.change
+        for turn in range(5):
+            await asyncio.gather(
+                change(TENANT, store.id, lambda store, turn=turn: replace(store, name=f"name {turn}")),  # type: ignore[misc]
+                change(TENANT, store.id, lambda store, turn=turn: replace(store, metadata={"turn": str(turn)})),  # type: ignore[misc]
+                change(TENANT, store.id, lambda store: replace(store, embedder="e", dimension=2)),
+                world.stores.live(TENANT, store.id),
+            )
+            found = await world.stores.get(TENANT, store.id)
+            assert (found.name, found.metadata) == (f"name {turn}", {"turn": str(turn)})
+            assert (found.embedder, found.last_active_unix) == ("e", int(world.now))
+
+    played(tmp_path, scenario)
+
+
+def test_a_listing_goes_on_from_what_was_removed(tmp_path: Path) -> None:
+    """As a script does that deletes each item while it lists them."""
+
+    async def scenario(world: World) -> None:
+        store = await world.store()
+        files = [await world.file(f"{number}.txt") for number in range(5)]
+        for file in files:
+            await world.stores.attach(TENANT, store.id, wanted(file))
+        seen: list[str] = []
+        more, page = True, Page(limit=2, order=Order.ASC)
+        while more:
+            found, more = await world.stores.files(TENANT, store.id, page, status=None)
+            for one in found:
+                seen.append(one.file)
+                await world.shelf.remove_file(TENANT, one.file)
+            page = replace(page, after=found[-1].file)
+        assert seen == files
+        assert await world.shelf.files(TENANT, Page(after=files[2])) == ((), False)
+        with pytest.raises(NotFound):
+            await world.shelf.files("bob", Page(after=files[2]))
+        await world.stores.remove(TENANT, store.id)
+        assert await world.stores.listing(TENANT, Page(after=store.id)) == ((), False)
+
+    played(tmp_path, scenario)
+
+
+def test_what_a_job_may_name_is_not_cleared_away(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        objects, gates = FolderObjects(tmp_path / "objects"), Gates()
+        files = Files(shelf=world.shelf, objects=objects, unix=lambda: world.now, forget=world.stores.forget_file)
+        spool = Spool(tmp_path / "spool", files_max=1, free_bytes_min=0)
+        uploads = Uploads(
+            shelf=world.shelf, objects=objects, spool=spool, files=files, unix=lambda: world.now, bytes_max=1
+        )
+        garbage = Garbage(shelf=world.shelf, objects=objects, files=files, uploads=uploads, gates=gates)
+        store, file = await world.store(), await world.file()
+        member = await world.stores.attach(TENANT, store.id, wanted(file))
+        key = passages_key(TENANT, "d")
+        await objects.put_bytes(key, b"passages")
+        done = replace(member, status=IngestStatus.COMPLETED, passages="d")
+        assert await world.shelf.put_store_file(done)
+        await world.stores.detach(TENANT, store.id, file)
+        again = await world.stores.attach(TENANT, store.id, wanted(file))
+        async with gates.passing(DERIVED):
+            await garbage.sweep(world.now)
+            assert await objects.read_bytes(key, bytes_max=10) == b"passages"
+            assert await world.shelf.put_store_file(replace(done, entry=again.entry))
+        await garbage.sweep(world.now)
+        assert await objects.read_bytes(key, bytes_max=10) == b"passages"
+        await world.stores.detach(TENANT, store.id, file)
+        await garbage.sweep(world.now)
+        with pytest.raises(NotFound):
+            await objects.read_bytes(key, bytes_max=10)
+        await objects.aclose()
 
     played(tmp_path, scenario)
