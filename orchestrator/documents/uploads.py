@@ -90,12 +90,20 @@ class Uploads:
         """
         upload = await self._get(tenant, id)
         file_id = derived_id("file", id, *wanted.part_ids)
-        if upload.file_id == file_id:
-            return upload, await self._shelf.file(tenant, file_id)
-        parts = _chosen(self._checked(upload), await self._shelf.parts(id), wanted)
+        if upload.file_id != file_id:
+            try:
+                return await self._make(upload, wanted, file_id)
+            except (ApiError, ObjectsUnavailable):
+                upload = await self._get(tenant, id)
+                if upload.file_id != file_id:  # else another call made the same file, and cleared the parts away
+                    raise
+        return upload, await self._shelf.file(tenant, file_id)
+
+    async def _make(self, upload: Upload, wanted: Completion, file_id: str) -> tuple[Upload, StoredFile]:
+        parts = _chosen(self._checked(upload), await self._shelf.parts(upload.id), wanted)
         async with self._spool.file(upload.bytes) as content:
             await self._join(upload, parts, content, wanted.md5)
-            file = self._files.made(tenant, file_id, _new_file(upload), content)
+            file = self._files.made(upload.tenant, file_id, _new_file(upload), content)
             await self._files.store(file, content)
         done = replace(upload, status=UploadStatus.COMPLETED, file_id=file_id)
         with _ended_meanwhile(upload):
