@@ -223,6 +223,7 @@ def test_damage_while_the_service_runs(kept: tuple[Service, Documents, CountingE
     until(lambda: documents.found("word0001", vectors=True))
 
 
+@SLOW
 def test_a_catalogue_that_is_held_elsewhere_takes_no_documents(
     kept: tuple[Service, Documents, CountingEmbedder],
 ) -> None:

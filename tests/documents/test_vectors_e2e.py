@@ -130,6 +130,7 @@ def test_a_search_does_not_wait_for_bulk_work(tmp_path: Path) -> None:
         assert max(times) < 1.5  # one answer takes 0.4 s
 
 
+@pytest.mark.slow
 def test_another_server_and_its_faults(tmp_path: Path) -> None:
     port, fault, record = free_port(), tmp_path / "fault", tmp_path / "record"
     config = f'[embeddings]\nurl = "http://127.0.0.1:{port}/v1"\nmodel = "text-embedding"\n'
