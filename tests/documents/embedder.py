@@ -11,11 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class CountingEmbedder:
-    """A running server. `hold` makes it wait; `go_on` ends that."""
+    """A running server. `hold` makes it wait; `go_on` ends that. It may refuse, and then repeats what it was sent."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         """Each text that was answered, as often as it was."""
+        self.status = 200
+        """Of its answers."""
         self._goes = threading.Event()
         self._goes.set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -41,6 +43,8 @@ class CountingEmbedder:
 
     def _answer(self, texts: list[str]) -> bytes:
         self._goes.wait()
+        if self.status != 200:
+            return json.dumps({"error": {"message": f"can't embed {texts}"}}).encode()
         self.texts += texts
         rows = [{"index": index, "embedding": _vector(text)} for index, text in enumerate(texts)]
         return json.dumps({"data": rows}).encode()
@@ -55,7 +59,7 @@ class CountingEmbedder:
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 body = owner._answer(asked["input"])
                 with contextlib.suppress(ConnectionError):
-                    self.send_response(200)
+                    self.send_response(owner.status)
                     self.send_header("content-length", str(len(body)))
                     self.end_headers()
                     self.wfile.write(body)
