@@ -202,6 +202,7 @@ class Library:
         await self._embedders.aclose()
         for client in self._clients:
             await client.aclose()
+        await asyncio.to_thread(self._shelves.close)
         await self._shelf.aclose()
         await self._objects.aclose()
 
