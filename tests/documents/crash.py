@@ -84,6 +84,7 @@ def broken(kind: str, seed: int, origin: Template, folder: Path) -> list[str]:
         with running.client() as http:
             found = [client.fault] if client.fault else []
             found += [*_files(http, known), *_members(http, known, vectors=kind in WITH_VECTORS)]
+            _go_on(http, known.store)
         code, log = running.end(), running.log()
         found += [f"it ended with {code}"] if code else []
         found += [f"its log has {word}" for word in ("Traceback", "_bug", "nanobind", "index_damaged") if word in log]
@@ -107,6 +108,15 @@ def _kill_while_busy(running: Service, client: Client, chance: random.Random, *,
     running.process.kill()
     running.process.wait(WAIT_S)
     client.stop()
+
+
+def _go_on(http: httpx.Client, store: str) -> None:
+    """One file more. Once that is read, every index was compared with the catalogue, which comes first."""
+    file = {"file": ("later.md", b"# Later\n\nlater")}
+    answer = http.post("/v1/files", data={"purpose": "assistants"}, files=file)
+    body = {"file_id": answer.raise_for_status().json()["id"]}
+    http.post(f"/v1/vector_stores/{store}/files", json=body).raise_for_status()
+    until(lambda: _settled(http, store) is not None)
 
 
 def _files(http: httpx.Client, known: Acknowledged) -> Iterator[str]:
