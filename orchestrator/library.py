@@ -61,7 +61,7 @@ EXPIRE_ROUNDS = 12
 CHECK_S = 5.0
 """How often the object store is asked whether it is there."""
 RESTORE_RETRY_S = 5.0
-BEGUN_S = 5.0
+BEGUN_S = 15.0
 """The longest that the service waits with its first request for a catalogue that is rebuilt."""
 FREE_BYTES_MIN = 2**28
 """Of the disk, that uploads leave free for the catalogue and the indexes."""

@@ -81,9 +81,7 @@ class DocumentsApp:
             unix=self.unix,
             bytes_max=FILE_BYTES_MAX,
         )
-        self.garbage = Garbage(
-            shelf=self.shelf, objects=objects, files=files, uploads=uploads, gates=Gates()
-        )
+        self.garbage = Garbage(shelf=self.shelf, objects=objects, files=files, uploads=uploads, gates=Gates())
         self.endpoints: Sequence[Endpoint] = (
             *FilesApi(files=files, spool=self.spool, file_bytes_max=file_bytes_max).endpoints(),
             *UploadsApi(uploads=uploads, spool=self.spool, upload_bytes_max=FILE_BYTES_MAX).endpoints(),

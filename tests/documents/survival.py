@@ -54,6 +54,7 @@ class Documents:
         self._running = running
         self._http = httpx.Client(timeout=2 * ANSWER_S_MAX)
         self.contents: dict[str, bytes] = {}
+        until(lambda: self.ask("GET", "/ready").status_code == 200)  # a new catalogue asks the bucket first
         self.store = str(self._asked("POST", "/v1/vector_stores", json={"name": "kept"})["id"])
 
     def close(self) -> None:

@@ -50,11 +50,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def workers() -> list[psutil.Process]:
     """Those of ours."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and worker.__file__ in child.cmdline()
-    ]
+    return [child for child in psutil.Process().children(recursive=True) if _works(child)]
+
+
+def _works(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and worker.__file__ in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False  # it ended just now
 
 
 def read(folder: Path, name: str, data: bytes, content_type: str = "", by: LimitedReader | None = None) -> Passages:
