@@ -27,6 +27,8 @@ READY_S = 60.0
 GRPC_OFFSET = 10_000
 """SeaweedFS adds this to a port for its gRPC."""
 ROLES = ("master", "volume", "filer", "s3", "admin")
+VOLUMES_MAX = 2000
+"""Each bucket takes one of its own; left to itself, the server allows one a GiB of free disk."""
 _TRIES = 3
 """Of free ports: another process may take one meanwhile."""
 
@@ -63,6 +65,7 @@ class S3Server:
             *(_weed(), "mini", f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}", *ports),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            *("-master.volumeSizeLimitMB=128", f"-volume.max={VOLUMES_MAX}"),
         )
         with (folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=folder, start_new_session=True)
