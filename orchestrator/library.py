@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.auth import Key, KeyRing
+from orchestrator.auth import KeyRing
 from orchestrator.config import cache_dir
 from orchestrator.documents.api_files import FilesApi
 from orchestrator.documents.api_stores import StoresApi
@@ -42,6 +42,7 @@ from orchestrator.documents.spool import Spool
 from orchestrator.documents.stores import Stores
 from orchestrator.documents.uploads import Uploads
 from orchestrator.errors import ApiError, ObjectsUnavailable, OrchestratorError
+from orchestrator.key import Key
 from orchestrator.model import Scope
 from orchestrator.ports import Clock
 from orchestrator.settings import Settings

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from orchestrator.auth import ANYBODY, Key, KeyRing, Keys, bearer, list_keys, new_key, read_keys, revoke_key
+from orchestrator.auth import KeyRing, bearer
 from orchestrator.errors import ApiError, ConfigError
+from orchestrator.key import ANYBODY, Key, Keys
+from orchestrator.key_file import list_keys, new_key, read_keys, revoke_key
 from orchestrator.model import Scope
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import typer
 
-from orchestrator.auth import list_keys, new_key, revoke_key
 from orchestrator.config import load
 from orchestrator.errors import ConfigError
+from orchestrator.key_file import list_keys, new_key, revoke_key
 from orchestrator.model import Scope
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from orchestrator.auth import Key
 from orchestrator.documents import views
 from orchestrator.documents.endpoints import READ, WRITE, Endpoint, page_of
 from orchestrator.documents.fields import byte_range, new_file
@@ -15,6 +14,7 @@ from orchestrator.documents.model import StoredFile
 from orchestrator.documents.spool import Spool
 from orchestrator.documents.store_fields import bad
 from orchestrator.json_response import Json
+from orchestrator.key import Key
 
 LIMIT_MAX = 10_000
 """Also what a listing gives where the client says nothing, as OpenAI's."""

@@ -9,7 +9,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from orchestrator.auth import Key
 from orchestrator.documents import store_fields as fields
 from orchestrator.documents import store_views as views
 from orchestrator.documents.endpoints import READ, WRITE, Endpoint, json_body, page_of
@@ -18,6 +17,7 @@ from orchestrator.documents.search import Search
 from orchestrator.documents.stores import Stores
 from orchestrator.errors import ApiError
 from orchestrator.json_response import Json
+from orchestrator.key import Key
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100

@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from orchestrator.auth import Key
 from orchestrator.documents import views
 from orchestrator.documents.endpoints import WRITE, Endpoint, json_body
 from orchestrator.documents.fields import completion, new_upload
@@ -14,6 +13,7 @@ from orchestrator.documents.spool import Spool
 from orchestrator.documents.store_fields import bad, known
 from orchestrator.documents.uploads import Uploads
 from orchestrator.json_response import Json
+from orchestrator.key import Key
 
 PART_BYTES_MAX = 64 * 2**20
 """OpenAI's: https://platform.openai.com/docs/api-reference/uploads/add-part."""
