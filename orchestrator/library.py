@@ -6,34 +6,30 @@ With `app` and `parts` the only module that names a store.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.auth import KeyRing
-from orchestrator.config import cache_dir
+from orchestrator.clients import Clients
 from orchestrator.documents.api_files import FilesApi
 from orchestrator.documents.api_stores import StoresApi
 from orchestrator.documents.api_uploads import UploadsApi
 from orchestrator.documents.asking import ModelReranker, ModelRewriter
-from orchestrator.documents.embedders import Embedders
-from orchestrator.documents.endpoints import Endpoint, Handler, routes
+from orchestrator.documents.availability import Availability
+from orchestrator.documents.endpoints import Endpoint, routes
 from orchestrator.documents.files import Files
 from orchestrator.documents.garbage import Garbage
 from orchestrator.documents.gates import Gates
 from orchestrator.documents.ingest import Ingest
 from orchestrator.documents.limits import body_limit
 from orchestrator.documents.metrics import DocumentGauges
-from orchestrator.documents.ports import Embedder, ObjectStore
+from orchestrator.documents.ports import ObjectStore
 from orchestrator.documents.reading import Reading
 from orchestrator.documents.reembed import Reembed
 from orchestrator.documents.roster import Roster
@@ -41,20 +37,15 @@ from orchestrator.documents.search import Search
 from orchestrator.documents.spool import Spool
 from orchestrator.documents.stores import Stores
 from orchestrator.documents.uploads import Uploads
-from orchestrator.errors import ApiError, ObjectsUnavailable, OrchestratorError
-from orchestrator.key import Key
-from orchestrator.model import Scope
+from orchestrator.embedder_choice import EmbedderChoice
+from orchestrator.errors import ObjectsUnavailable, OrchestratorError
 from orchestrator.ports import Clock
 from orchestrator.settings import Settings
 from storage.catalog import Catalog, CatalogError
-from storage.embed.minilm import EmbeddedMiniLm
 from storage.extract.reader import LimitedReader
 from storage.objects import open_objects
 from storage.records import RecordedShelf, rebuild
 from storage.shelves import DiskShelves
-
-if TYPE_CHECKING:
-    import httpx
 
 SWEEP_S = 5.0
 EXPIRE_ROUNDS = 12
@@ -68,9 +59,6 @@ FREE_BYTES_MIN = 2**28
 """Of the disk, that uploads leave free for the catalogue and the indexes."""
 JOBS_PER_READER = 4
 """Files under way for each that is being read: the others wait for their vectors, in rounds with others'."""
-BULK_WAIT_S = 20.0
-"""So long a job asks an embedder that is busy, cold or away; then its turn is another's, and the cause is told."""
-API_KEY = "EMBEDDINGS_API_KEY"
 
 log = structlog.get_logger()
 
@@ -84,13 +72,11 @@ class Library:
         self._clock = clock
         self._objects = configured_objects(settings, data)
         self._catalog = catalog
-        self._clients: list[httpx.AsyncClient] = []
-        self._own: httpx.AsyncClient | None = None
-        self._own_url = "http://127.0.0.1"
+        self._clients = Clients(keys)
         shelf = RecordedShelf(catalog, self._objects)
         self._shelf = shelf
-        self._small: EmbeddedMiniLm | None = None
-        self._embedders = self._make_embedders()
+        self._choice = EmbedderChoice(settings, self._clients)
+        self._embedders = self._choice.embedders
         self._shelves = DiskShelves(data / "indexes")
         roster, gates = Roster(shelf), Gates()
         reading = self._reading(shelf, data)
@@ -135,10 +121,7 @@ class Library:
                 unix=clock.unix,
             ),
         )
-        self._begun = asyncio.Event()
-        self._restored = False
-        self._fault = "the service is starting"
-        """Why documents can't be reached; empty when they can."""
+        self._availability = Availability()
 
     def routes(self) -> list[Route]:
         """All of them, each with its scopes."""
@@ -146,7 +129,9 @@ class Library:
 
     def endpoints(self) -> list[Endpoint]:
         """The same, before they are guarded by keys."""
-        return [replace(one, handler=self._open(one.handler)) for api in self._apis for one in api.endpoints()]
+        return [
+            replace(one, handler=self._availability.guard(one.handler)) for api in self._apis for one in api.endpoints()
+        ]
 
     def gauges(self) -> DocumentGauges:
         """What Prometheus is told."""
@@ -163,13 +148,11 @@ class Library:
     @property
     def ready(self) -> bool:
         """Whether files can be stored and found."""
-        return not self._fault
+        return not self._availability.fault
 
     def listening(self, url: str) -> None:
         """The service can be asked at `url` from now on, by itself too."""
-        self._own_url = url
-        if self._own is not None:
-            self._own.base_url = url
+        self._clients.listening(url)
 
     def checks(self) -> dict[str, tuple[bool, str]]:
         """The state of each part: whether it is well, and what is to be said."""
@@ -179,15 +162,13 @@ class Library:
         moving = "".join(f"; {store} moves to {self._embedders.name}, {share:.0%} done" for store, share in moves)
         cause = progress.cause or self._reembed.cause
         return {
-            "documents": (not self._fault, self._fault),
+            "documents": (self.ready, self._availability.fault),
             "ingest": (not cause, (f"{busy}: {cause}" if cause else busy) + moving),
         }
 
     async def begun(self) -> None:
         """Return once it is known whether documents can be reached, at most after `BEGUN_S`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BEGUN_S):
-                await self._begun.wait()
+        await self._availability.begun(BEGUN_S)
 
     async def run(self) -> None:
         """Work in the background until cancelled."""
@@ -201,8 +182,7 @@ class Library:
     async def aclose(self) -> None:
         """Let go of what is held. After `run` has ended."""
         await self._embedders.aclose()
-        for client in self._clients:
-            await client.aclose()
+        await self._clients.aclose()
         await asyncio.to_thread(self._shelves.close)
         await self._shelf.aclose()
         await self._objects.aclose()
@@ -217,34 +197,29 @@ class Library:
                 if not self._catalog.kept:  # else documents would be acknowledged, and unknown after the next start
                     raise CatalogError(f"{self._catalog.error}; mend that and start the service anew")
                 if fresh:
-                    self._fault = "the catalogue is rebuilt from the object store"
+                    self._availability.rebuilding()
                     await rebuild(self._objects, self._shelf)
                 break
             except OrchestratorError as error:
-                self._fault = str(error)
+                self._availability.broken(str(error))
                 log.warning("documents_not_restored", error=str(error))
-                self._begun.set()
                 await asyncio.sleep(RESTORE_RETRY_S)
-        self._restored, self._fault = True, ""
-        self._begun.set()
+        self._availability.whole()
 
     async def _watch(self) -> None:
         """Ask the object store whether it is there."""
         while True:
             try:
                 await self._objects.check()
-                fault = ""
+                self._availability.objects("")
             except ObjectsUnavailable as error:
-                fault = str(error)
-            if self._restored:
-                self._fault = fault
+                self._availability.objects(str(error))
             await asyncio.sleep(CHECK_S)
 
     async def _sweep(self) -> None:
         """Clear away what nobody needs any more."""
         for round_ in itertools.count():
-            if self._small is not None:
-                self._small.tick(self._clock.monotonic())
+            self._choice.tick(self._clock.monotonic())
             try:
                 await self._garbage.sweep(self._clock.unix())
                 await self._shelf.mend()
@@ -253,17 +228,6 @@ class Library:
             except OrchestratorError as error:
                 log.info("sweep_waits", error=str(error))
             await asyncio.sleep(SWEEP_S)
-
-    def _open(self, handler: Handler) -> Handler:
-        """The handler, once the catalogue is whole."""
-
-        async def opened(request: Request, key: Key) -> Response:
-            if not self._restored:
-                message = "documents are not available yet; /health tells why"
-                raise ApiError(503, message, code="storage_unavailable", headers={"retry-after": "5"})
-            return await handler(request, key)
-
-        return opened
 
     # --- parts ---
 
@@ -296,53 +260,9 @@ class Library:
             roster=roster,
             embedders=self._embedders,
             lacking=self._ingest.lacking,
-            reranker=ModelReranker(self._own_client(), chosen.reranker) if chosen.reranker else None,
-            rewriter=ModelRewriter(self._own_client(), chosen.rewriter) if chosen.rewriter else None,
+            reranker=ModelReranker(self._clients.own(), chosen.reranker) if chosen.reranker else None,
+            rewriter=ModelRewriter(self._clients.own(), chosen.rewriter) if chosen.rewriter else None,
         )
-
-    def _make_embedders(self) -> Embedders:
-        chosen = self._settings.embeddings
-        if not (chosen.model or chosen.url):
-            return Embedders(None)
-        small = self._small = EmbeddedMiniLm(cache_dir(os.environ), folder=chosen.folder, threads=chosen.threads)
-        if chosen.url:
-            client = self._client(chosen.url.rstrip("/").removesuffix("/v1"), os.environ.get(API_KEY, ""))
-            return Embedders(self._remote(client, chosen.model), [small], make=self._own_embedder)
-        if (own := self._own_embedder(chosen.model)) is not None:
-            return Embedders(own, [small], make=self._own_embedder)
-        if missing := small.available():
-            log.warning("no_embedder", cause=missing)
-            return Embedders(None, missing=missing, make=self._own_embedder)
-        return Embedders(small, make=self._own_embedder)
-
-    def _own_embedder(self, model: str) -> Embedder | None:
-        return self._remote(self._own_client(), model) if model in self._settings.models else None
-
-    def _remote(self, client: httpx.AsyncClient, model: str) -> Embedder:
-        from storage.embed.remote import RemoteEmbedder  # its httpx is slow to import, and few need it
-
-        return RemoteEmbedder(
-            model=model,
-            client=client,
-            piece_tokens_max=self._settings.embeddings.piece_tokens_max,
-            wait_max_s=BULK_WAIT_S,
-        )
-
-    def _own_client(self) -> httpx.AsyncClient:
-        """A client to this very service, which will tell its address."""
-        if self._own is None:
-            secret = self._keys.own(Key(name="", scopes=frozenset({Scope.REALTIME})))
-            self._own = self._client(self._own_url, secret, proxies=False)
-        return self._own
-
-    def _client(self, url: str, secret: str, *, proxies: bool = True) -> httpx.AsyncClient:
-        """`proxies`: those that the environment names are used."""
-        import httpx
-
-        headers = {"authorization": f"Bearer {secret}"} if secret else {}
-        client = httpx.AsyncClient(base_url=url, headers=headers, trust_env=proxies)
-        self._clients.append(client)
-        return client
 
 
 def configured_objects(settings: Settings, data: Path) -> ObjectStore:

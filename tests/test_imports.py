@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-WIRING = {"orchestrator/app.py", "orchestrator/library.py", "orchestrator/parts.py"}
+WIRING = {f"orchestrator/{name}.py" for name in ("app", "embedder_choice", "library", "parts")}
 PURE = (
     *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views"),
     *(f"documents/{name}" for name in ("model", "filters", "fusion", "keys", "pieces", "store_fields", "store_views")),
