@@ -138,7 +138,7 @@ async def _round(folder: Path, embedder: EmbeddedMiniLm, texts: Sequence[str]) -
         jobs_max=settings.parallel_max * JOBS_PER_READER,
     )
     store = VectorStore(id=new_id("vector_store"), tenant=TENANT, name="", created_unix=0, last_active_unix=0)
-    await shelf.put_store(store)
+    await shelf.add_store(store)
     members = await shelf.add_store_files([await _stored(shelf, objects, store, text) for text in texts])
     lags: list[float] = []
     meter = asyncio.create_task(_take_lags(lags))

@@ -142,15 +142,11 @@ class RecordedShelf(DuckShelf):
     # --- vector stores ---
 
     @_to_its_end
-    async def put_store(self, store: VectorStore) -> None:
-        """See `DuckShelf.put_store`."""
-        name = named(store)
-        async with self._locks.hold(name.lock), self._records.doubted([name]) as serials:
-            known = await self.fact(name)
-            await self._records.write([store], [known.serial] if known else serials)
-            await super().put_store(store)
-            if known is None and await self.fact(name) is None:  # it was removed before
-                await self._records.erase([name])
+    async def add_store(self, store: VectorStore) -> None:
+        """See `ports.Shelf.add_store`."""
+        async with self._locks.hold(store.id), self._records.doubted([named(store)]) as serials:
+            await self._records.write([store], serials)
+            await super().add_store(store)
 
     @_to_its_end
     async def change_store(

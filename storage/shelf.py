@@ -28,7 +28,6 @@ class DuckShelf:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._removed = shelf_stores.Removed()
 
     # --- files ---
 
@@ -39,6 +38,10 @@ class DuckShelf:
     async def file(self, tenant: str, id: str) -> StoredFile | None:
         """See `ports.Shelf.file`."""
         return await self._catalog.read(partial(shelf_files.find_file, tenant=tenant, id=id))
+
+    async def files_of(self, tenant: str, ids: Collection[str]) -> Mapping[str, StoredFile]:
+        """See `ports.Shelf.files_of`."""
+        return await self._catalog.read(partial(shelf_files.find_files, tenant=tenant, ids=ids))
 
     async def files(
         self, tenant: str, page: Page, *, purpose: str | None = None
@@ -104,9 +107,9 @@ class DuckShelf:
 
     # --- vector stores ---
 
-    async def put_store(self, store: VectorStore) -> None:
-        """See `ports.Shelf.put_store`. Nothing, if the store was removed meanwhile."""
-        await self._catalog.run(partial(shelf_stores.put_store, store=store, removed=self._removed))
+    async def add_store(self, store: VectorStore) -> None:
+        """See `ports.Shelf.add_store`."""
+        await self._catalog.run(partial(shelf_stores.add_store, store=store))
 
     async def change_store(
         self, tenant: str, id: str, change: Callable[[VectorStore], VectorStore]
@@ -128,8 +131,7 @@ class DuckShelf:
 
     async def remove_store(self, tenant: str, id: str) -> VectorStore | None:
         """See `ports.Shelf.remove_store`."""
-        job = partial(shelf_stores.remove_store, tenant=tenant, id=id, removed=self._removed)
-        return await self._catalog.run(job)
+        return await self._catalog.run(partial(shelf_stores.remove_store, tenant=tenant, id=id))
 
     async def counts(self, stores: Collection[str]) -> Mapping[str, tuple[FileCounts, int]]:
         """See `ports.Shelf.counts`."""
@@ -156,6 +158,11 @@ class DuckShelf:
     async def store_file(self, tenant: str, store: str, file: str) -> StoreFile | None:
         """See `ports.Shelf.store_file`."""
         job = partial(shelf_stores.find_store_file, tenant=tenant, store=store, file=file)
+        return await self._catalog.read(job)
+
+    async def members(self, tenant: str, store: str, files: Collection[str]) -> Mapping[str, StoreFile]:
+        """See `ports.Shelf.members`."""
+        job = partial(shelf_stores.find_members, tenant=tenant, store=store, files=files)
         return await self._catalog.read(job)
 
     async def store_files(
@@ -208,10 +215,6 @@ class DuckShelf:
     async def cancel_batch(self, batch: FileBatch) -> None:
         """See `ports.Shelf.cancel_batch`."""
         await self._catalog.run(partial(shelf_stores.cancel_batch, batch=batch))
-
-    async def known_passages(self, digests: Collection[str]) -> frozenset[str]:
-        """See `ports.Shelf.known_passages`."""
-        return await self._catalog.read(partial(shelf_garbage.named, digests=tuple(digests)))
 
     # --- the records beside it, see `storage.record_keeper` ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.documents.keys import file_key, part_key
@@ -24,6 +25,12 @@ def find_file(connection: Connection, tenant: str, id: str) -> StoredFile | None
     """The tenant's file."""
     found = FILES.find(connection, id)
     return found[0] if found and found[0].tenant == tenant else None
+
+
+def find_files(connection: Connection, tenant: str, ids: Collection[str]) -> Mapping[str, StoredFile]:
+    """See `ports.Shelf.files_of`."""
+    rows = FILES.all(connection, "WHERE id IN (SELECT unnest(?))", [list(ids)])
+    return {row.id: row for row in rows if row.tenant == tenant}
 
 
 def list_files(

@@ -16,37 +16,17 @@ if TYPE_CHECKING:
 
 FOUND = ("status", "last_error", "usage_bytes", "chunks", "passages")
 """What the job of a file finds."""
-REMOVED_KEPT_MAX = 10_000
 
 
-class Removed:
-    """Stores removed not long ago: a change that comes late does not bring one back. Used on the writer's thread."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, None] = {}
-
-    def add(self, id: str) -> None:
-        """It was removed."""
-        self._ids[id] = None
-        while len(self._ids) > REMOVED_KEPT_MAX:
-            del self._ids[next(iter(self._ids))]
-
-    def __contains__(self, id: str) -> bool:
-        return id in self._ids
-
-
-def put_store(connection: Connection, store: VectorStore, removed: Removed) -> None:
-    """See `ports.Shelf.put_store`. Nothing, if it was removed. Vectors of an embedder that no store has any more are
-    garbage."""
-    before = STORES.find(connection, store.id)
-    if not STORES.update(connection, store):
-        if store.id in removed:
-            return
+def add_store(connection: Connection, store: VectorStore) -> None:
+    """See `ports.Shelf.add_store`."""
+    if STORES.find(connection, store.id) is None:
         STORES.insert(connection, [store])
-    _embedder_changed(connection, before[0].embedder if before else "", store.embedder)
+        _embedder_changed(connection, "", store.embedder)
 
 
 def _embedder_changed(connection: Connection, left: str, taken: str) -> None:
+    """Vectors of an embedder that no store has any more are garbage."""
     if taken:
         query = "INSERT INTO embedders SELECT $1 WHERE NOT EXISTS (SELECT 1 FROM embedders WHERE name = $1)"
         connection.execute(query, [taken])
@@ -88,7 +68,7 @@ def all_stores(connection: Connection) -> tuple[VectorStore, ...]:
     return tuple(STORES.all(connection, "ORDER BY created_unix, serial"))
 
 
-def remove_store(connection: Connection, tenant: str, id: str, removed: Removed) -> VectorStore | None:
+def remove_store(connection: Connection, tenant: str, id: str) -> VectorStore | None:
     """See `ports.Shelf.remove_store`."""
     found = STORES.find(connection, id)
     if found is None or found[0].tenant != tenant:
@@ -99,7 +79,6 @@ def remove_store(connection: Connection, tenant: str, id: str, removed: Removed)
     connection.execute("DELETE FROM batches WHERE store = ?", [id])
     connection.execute("DELETE FROM stores WHERE id = ?", [id])
     leave(connection, members)
-    removed.add(id)
     return found[0]
 
 
@@ -166,6 +145,12 @@ def find_store_file(connection: Connection, tenant: str, store: str, file: str) 
     """One membership."""
     found = _numbered(connection, store, file)
     return found[0] if found and found[0].tenant == tenant else None
+
+
+def find_members(connection: Connection, tenant: str, store: str, files: Collection[str]) -> Mapping[str, StoreFile]:
+    """See `ports.Shelf.members`."""
+    rows = STORE_FILES.all(connection, "WHERE file IN (SELECT unnest(?))", [list(files)])
+    return {row.file: row for row in rows if (row.tenant, row.store) == (tenant, store)}
 
 
 def _numbered(connection: Connection, store: str, file: str) -> tuple[StoreFile, int] | None:

@@ -102,6 +102,9 @@ class Shelf(Protocol):
     async def file(self, tenant: str, id: str) -> StoredFile | None:
         """The tenant's file."""
 
+    async def files_of(self, tenant: str, ids: Collection[str]) -> Mapping[str, StoredFile]:
+        """Those of these that are the tenant's, by id."""
+
     async def files(
         self, tenant: str, page: Page, *, purpose: str | None = None
     ) -> tuple[tuple[StoredFile, ...], bool]:
@@ -148,8 +151,8 @@ class Shelf(Protocol):
         """They are gone."""
 
     # --- vector stores ---
-    async def put_store(self, store: VectorStore) -> None:
-        """Keep it, or its new state."""
+    async def add_store(self, store: VectorStore) -> None:
+        """Keep a new one. Idempotent by id."""
 
     async def change_store(
         self, tenant: str, id: str, change: Callable[[VectorStore], VectorStore]
@@ -181,6 +184,9 @@ class Shelf(Protocol):
 
     async def store_file(self, tenant: str, store: str, file: str) -> StoreFile | None:
         """One membership."""
+
+    async def members(self, tenant: str, store: str, files: Collection[str]) -> Mapping[str, StoreFile]:
+        """Those of these files that are in the store, by file."""
 
     async def store_files(
         self,
@@ -220,11 +226,6 @@ class Shelf(Protocol):
 
     async def cancel_batch(self, batch: FileBatch) -> None:
         """Its files in progress are cancelled."""
-
-    # --- what was read of a document, by content ---
-    async def known_passages(self, digests: Collection[str]) -> frozenset[str]:
-        """Which of these any entry still names, so that they are not garbage."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:

@@ -67,7 +67,7 @@ class Stores:
         now = int(self._unix())
         store = replace(store, id=new_id("vector_store"), created_unix=now, last_active_unix=now)
         members = await self._members(store, files, batch=None)
-        await self._shelf.put_store(store)
+        await self._shelf.add_store(store)
         if members:
             await self._shelf.add_store_files(members)
             self._jobs.wake()
@@ -111,10 +111,11 @@ class Stores:
 
     async def remove(self, tenant: str, id: str) -> None:
         """Forget the store; its files stay."""
-        store = await self.get(tenant, id)
-        await self._empty(store)
+        await self.get(tenant, id)
+        files = await self._shelf.all_store_files(id)
         if await self._shelf.remove_store(tenant, id) is None:
             raise _unknown("vector store", id, "vector_store_id")
+        self._left(files)
         self._roster.forget(id)
         await asyncio.to_thread(self._shelves.discard, id)
         self._jobs.check(id)
@@ -220,7 +221,7 @@ class Stores:
             if removed is not None:
                 self._left([removed])
 
-    def _left(self, files: Sequence[StoreFile]) -> None:
+    def _left(self, files: Collection[StoreFile]) -> None:
         self._jobs.stop([file.entry for file in files])
         for file in files:
             self._roster.drop(file)
@@ -233,9 +234,9 @@ class Stores:
         counts = (await self._shelf.counts([store.id])).get(store.id, (FileCounts(), 0))[0]
         if counts.total + len(members) > STORE_FILES_MAX:
             raise ApiError(400, f"a vector store holds at most {STORE_FILES_MAX} files", code="vector_store_full")
-        replaced = [await self._shelf.store_file(store.tenant, store.id, member.file) for member in members]
+        replaced = await self._shelf.members(store.tenant, store.id, [member.file for member in members])
         added = await self._shelf.add_store_files(members, batch)
-        self._left([file for file in replaced if file is not None])
+        self._left(replaced.values())
         self._jobs.wake()
         return added
 
@@ -243,16 +244,16 @@ class Stores:
         self, store: VectorStore, wanted: Sequence[Wanted], *, batch: FileBatch | None
     ) -> list[StoreFile]:
         """Raises `ApiError` 404 when the tenant lacks one of the files."""
-        members = []
+        files = await self._shelf.files_of(store.tenant, [one.file for one in wanted if is_id("file", one.file)])
         for one in wanted:
-            file = await self._shelf.file(store.tenant, one.file) if is_id("file", one.file) else None
-            if file is None:
+            if one.file not in files:
                 raise _unknown("File object", one.file, "file_id")
-            member = StoreFile(
+        return [
+            StoreFile(
                 store=store.id,
-                file=file.id,
+                file=one.file,
                 tenant=store.tenant,
-                filename=file.filename,
+                filename=files[one.file].filename,
                 entry=0,
                 status=IngestStatus.IN_PROGRESS,
                 created_unix=int(self._unix()),
@@ -260,8 +261,8 @@ class Stores:
                 chunking=one.chunking,
                 batch=batch.id if batch else None,
             )
-            members.append(member)
-        return members
+            for one in wanted
+        ]
 
 
 def expired(store: VectorStore, now_unix: int) -> bool:

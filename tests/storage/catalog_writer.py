@@ -134,7 +134,7 @@ class Walk:
         """The facts that a change touches, each of them, and the change."""
         choices: list[Callable[[], Step | None]] = [
             self._add_file,
-            self._put_store,
+            self._store,
             self._put_upload,
             self._add_part,
             self._complete,
@@ -157,13 +157,16 @@ class Walk:
         file = stored_file(self.tenant, bytes=self._random.randrange(1000))
         return [named(file)], self._shelf.add_file(file)
 
-    def _put_store(self) -> Step | None:
+    def _store(self) -> Step | None:
         known = self._pick(VectorStore)
-        if known is not None and self._random.random() < 0.7:
-            store = replace(known, last_active_unix=known.last_active_unix + 1, embedder="minilm", dimension=384)
-        else:
+        if known is None or self._random.random() < 0.3:
             store = vector_store(self.tenant)
-        return [named(store)], self._shelf.put_store(store)
+            return [named(store)], self._shelf.add_store(store)
+
+        def change(store: VectorStore) -> VectorStore:
+            return replace(store, last_active_unix=store.last_active_unix + 1, embedder="minilm", dimension=384)
+
+        return [named(known)], self._shelf.change_store(self.tenant, known.id, change)
 
     def _put_upload(self) -> Step | None:
         upload = pending(self.tenant)

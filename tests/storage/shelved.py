@@ -36,7 +36,7 @@ def run(test: Awaitable[None]) -> None:
 async def attached(shelf: Shelf, store: VectorStore, files: Collection[StoredFile], **fields: Any) -> list[StoreFile]:
     for file in files:
         await shelf.add_file(file)
-    await shelf.put_store(store)
+    await shelf.add_store(store)
     return list(await shelf.add_store_files([member(store, file, **fields) for file in files]))
 
 

@@ -48,7 +48,7 @@ class Stored:
         await rebuild(self.objects, self.shelf)  # as a service does at its first start
         files = [stored_file(bytes=len(_content(number))) for number in range(FILES)]
         store = vector_store(embedder=EMBEDDER, dimension=4)
-        await self.shelf.put_store(store)
+        await self.shelf.add_store(store)
         for number, file in enumerate(files):
             await self.put(file_key(TENANT, file.id), _content(number))
             await self.shelf.add_file(file)

@@ -28,7 +28,7 @@ async def filled(parts: Parts, files: int = 3) -> tuple[Any, list[Any], list[Sto
     store, stored = vector_store(), [stored_file(bytes=n) for n in range(files)]
     for file in stored:
         await parts.shelf.add_file(file)
-    await parts.shelf.put_store(store)
+    await parts.shelf.add_store(store)
     members = list(await parts.shelf.add_store_files([member(store, file) for file in stored]))
     members[0] = replace(members[0], status=IngestStatus.COMPLETED, passages="1f", chunks=2, usage_bytes=7)
     assert await parts.shelf.put_store_file(members[0])
@@ -56,10 +56,10 @@ def test_a_rebuild_keeps_the_order_and_gives_no_entry_twice(tmp_path: Path) -> N
         store, stored, members = await filled(parts)
         last = (await parts.shelf.add_store_files([member(store, stored[0])]))[0]
         await parts.shelf.remove_store_file("acme", store.id, stored[0].id)
-        await parts.shelf.put_store(replace(store, name="renamed"))
+        await parts.shelf.change_store("acme", store.id, lambda s: replace(s, name="renamed"))
         second = vector_store()
-        await parts.shelf.put_store(second)
-        await parts.shelf.put_store(replace(store, name="again"))
+        await parts.shelf.add_store(second)
+        await parts.shelf.change_store("acme", store.id, lambda s: replace(s, name="again"))
         await rebuild(parts.objects, parts.shelf)
         files, _ = await parts.shelf.files("acme", Page(order=Order.ASC))
         assert files == tuple(stored)
@@ -112,7 +112,8 @@ def changes(parts: Parts, store: Any, stored: list[Any], members: list[StoreFile
         "add_part": shelf.add_part(Part(id="part_2", upload=upload.id, bytes=1, created_unix=1)),
         "complete_upload": shelf.complete_upload(done, stored_file(id="file-1")),
         "end_upload": shelf.end_upload(replace(upload, status=UploadStatus.EXPIRED)),
-        "put_store": shelf.put_store(replace(store, name="other")),
+        "add_store": shelf.add_store(vector_store()),
+        "change_store": shelf.change_store("acme", store.id, lambda s: replace(s, name="other")),
         "add_store_files": shelf.add_store_files([member(store, file) for file in stored], batch),
         "put_store_file": shelf.put_store_file(replace(members[1], status=IngestStatus.FAILED)),
         "set_attributes": shelf.set_attributes(replace(members[0], attributes={})),
@@ -204,7 +205,7 @@ def test_what_comes_too_late_leaves_no_record(tmp_path: Path) -> None:
         await parts.shelf.end_upload(pending(id="upload_1", status=UploadStatus.CANCELLED))
         await parts.shelf.remove_store("acme", store.id)
         await parts.shelf.mend()
-        await parts.shelf.put_store(replace(store, name="late"))
+        assert await parts.shelf.change_store("acme", store.id, lambda s: replace(s, name="late")) is None
         assert not await parts.shelf.put_store_file(members[1])
         assert not await parts.shelf.set_attributes(members[1])
         late = (

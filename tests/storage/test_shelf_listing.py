@@ -28,7 +28,7 @@ def test_pages_make_up_the_listing_both_ways(
     async def test() -> None:
         owner = next(TENANTS)
         store = vector_store(owner)
-        await shelf.put_store(store)
+        await shelf.add_store(store)
         ids = [await add(shelf, what, owner, store, created) for created in times]
         wanted = [id for _, id in sorted(zip(times, ids, strict=True), key=lambda pair: pair[0])]
         wanted = wanted if order is Order.ASC else wanted[::-1]
@@ -45,8 +45,8 @@ def test_pages_make_up_the_listing_both_ways(
 async def add(shelf: Shelf, what: str, owner: str, store: VectorStore, created: int) -> str:
     if what == "stores":
         other = vector_store(f"{owner} stores", created_unix=created)
-        await shelf.put_store(other)
-        await shelf.put_store(replace(other, name="changed"))
+        await shelf.add_store(other)
+        await shelf.change_store(other.tenant, other.id, lambda s: replace(s, name="changed"))
         return other.id
     file = stored_file(owner, created_unix=created)
     await shelf.add_file(file)
