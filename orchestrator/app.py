@@ -29,7 +29,9 @@ from orchestrator.express import ExpressLane
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.library import Library
 from orchestrator.metrics import Metrics
+from orchestrator.model import Deployment
 from orchestrator.parts import build
+from orchestrator.pins import Pins, kept_warm
 from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
 from orchestrator.settings import Settings
@@ -102,6 +104,7 @@ class Service:
         self._events = Broadcast()
         self._request_ids = RequestIds()
         self._wakeup = asyncio.Event()
+        self._pins = Pins(data / "pins.json", changed=self._apply)
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
         parts = build(settings, data, instance_id(data))
         self._parts = parts
@@ -110,7 +113,7 @@ class Service:
         self._history = DuckHistory(self._catalog)
         self._library = Library(settings=settings, data=data, catalog=self._catalog, keys=self._keys, clock=self._clock)
         self._reconciler = Reconciler(
-            deployments=warmed(self._configured, datetime.now(UTC)),
+            deployments=self._wanted(),
             runtime=self._runtime,
             weights=parts.stock,
             engines=parts.engines,
@@ -138,6 +141,7 @@ class Service:
             forgive=self._reconciler.forgive,
             settled=self._reconciler.settled,
             fleet=lambda: self._reconciler.fleet,
+            pins=self._pins,
             version=importlib.metadata.version("orchestrator"),
         )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
@@ -267,8 +271,14 @@ class Service:
         if fresh is not None:
             log.info("configuration_reloaded", models=len(fresh))
             self._configured = fresh
-        wanted = warmed(self._configured, datetime.now(UTC))
-        if wanted != self._reconciler.deployments:
+        self._apply()
+
+    def _wanted(self) -> dict[str, Deployment]:
+        """The deployments as they are to be now."""
+        return kept_warm(warmed(self._configured, datetime.now(UTC)), self._pins.models)
+
+    def _apply(self) -> None:
+        if (wanted := self._wanted()) != self._reconciler.deployments:
             self._reconciler.configure(wanted)
 
     async def _make_room(self) -> None:

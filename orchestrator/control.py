@@ -19,6 +19,7 @@ from orchestrator.json_response import Json
 from orchestrator.key import Key
 from orchestrator.metrics import Metrics
 from orchestrator.model import Fleet, Replica, Scope, Traffic
+from orchestrator.pins import Pins
 from orchestrator.ports import Clock, History, Runtime
 from orchestrator.views import gpu_view, model_view, openai_model, replica_view, start_view
 
@@ -56,8 +57,10 @@ class Control:
         forgive: Callable[[str], None],
         settled: Callable[[], Awaitable[None]],
         fleet: Callable[[], Fleet],
+        pins: Pins,
         version: str,
     ) -> None:
+        self._pins = pins
         self._activator = activator
         self._keys = keys
         self._history = history
@@ -88,6 +91,8 @@ class Control:
             HttpRoute("/api/models/{model:path}/start", needs(Scope.ADMIN, self._start), methods=["POST"]),
             HttpRoute("/api/models/{model:path}/stop", needs(Scope.ADMIN, self._stop), methods=["POST"]),
             HttpRoute("/api/models/{model:path}/pull", needs(Scope.ADMIN, self._pull), methods=["POST"]),
+            HttpRoute("/api/models/{model:path}/pin", needs(Scope.ADMIN, self._pin), methods=["POST"]),
+            HttpRoute("/api/models/{model:path}/unpin", needs(Scope.ADMIN, self._unpin), methods=["POST"]),
             HttpRoute("/api/models/{model:path}", needs(Scope.MONITOR, self._model)),
             HttpRoute("/api/replicas", needs(Scope.MONITOR, self._replicas)),
             HttpRoute("/api/gpus", needs(Scope.MONITOR, self._gpus)),
@@ -100,7 +105,8 @@ class Control:
         """One model as ``GET /api/models/{id}`` shows it."""
         traffic = {lane.replica: lane.traffic() for lane in route.lanes}
         held = self._activator.held_for(route.deployment.name)
-        return model_view(route, held=held, traffic=traffic, now=self._clock.monotonic())
+        pinned = route.deployment.name in self._pins.models
+        return model_view(route, held=held, traffic=traffic, pinned=pinned, now=self._clock.monotonic())
 
     def _needs(self, scope: Scope, handler: Callable[[Request, Key], Awaitable[Response]]) -> Handler:
         @functools.wraps(handler)
@@ -190,6 +196,21 @@ class Control:
         self._forgive(route.deployment.name)
         self._activator.ask_pull(route.deployment.name, self._clock.monotonic())
         return await self._asked(request, key)
+
+    async def _pin(self, request: Request, key: Key) -> Response:
+        route = self._route(request, key)
+        self._set_pin(route.deployment.name, True)
+        return await self._start(request, key)  # one that was stopped by hand is wanted again
+
+    async def _unpin(self, request: Request, key: Key) -> Response:
+        self._set_pin(self._route(request, key).deployment.name, False)
+        return await self._asked(request, key)
+
+    def _set_pin(self, model: str, pinned: bool) -> None:
+        try:
+            self._pins.set(model, pinned)
+        except OSError as error:
+            raise ApiError(503, f"the pin can't be kept: {error.strerror}", code="storage_unavailable") from None
 
     async def _asked(self, request: Request, key: Key) -> Response:
         """202 with the model as it is once the loop has seen the wish."""

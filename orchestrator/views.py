@@ -15,8 +15,9 @@ QUIET = (Phase.COLD, Phase.READY, Phase.SLEEPING)
 """Phases that say all there is to say."""
 
 
-def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], now: float) -> dict[str, Any]:
-    """One model: its phase, what it waits for, its replicas, and when it will be ready or leave."""
+def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], pinned: bool, now: float) -> dict[str, Any]:
+    """One model: its phase, what it waits for, its replicas, and when it will be ready or leave. `pinned`: kept warm
+    by hand."""
     eta_s, done = route.eta_s(now), progress(route)
     on_its_way = route.track.start_at is not None and not route.lanes
     return {
@@ -37,6 +38,7 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], now: 
         "stops_in_s": _stops_in_s(route, now),
         "sleeps_in_s": _sleeps_in_s(route, now),
         "min_replicas": route.deployment.min_replicas,
+        "pinned": pinned,
         "replicas": [replica_view(r, traffic.get(r.id, Traffic()), now) for r in route.replicas],
         "last_replica": route.last_replica,
         "weights": _weights(route.weights),
