@@ -11,7 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WIRING = {f"orchestrator/{name}.py" for name in ("app", "embedder_choice", "library", "parts")}
 PURE = (
     *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views"),
-    *(f"documents/{name}" for name in ("model", "filters", "fusion", "keys", "pieces", "store_fields", "store_views")),
+    *(
+        f"documents/{name}"
+        for name in ("checks", "filters", "fusion", "keys", "model", "pieces", "store_fields", "store_views")
+    ),
 )
 NOT_PURE = {
     "asyncio",

@@ -6,13 +6,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from orchestrator.documents import views
+from orchestrator.documents.checks import bad
 from orchestrator.documents.endpoints import READ, WRITE, Endpoint, page_of
 from orchestrator.documents.fields import byte_range, new_file
 from orchestrator.documents.files import Files
 from orchestrator.documents.form import bytes_told, read_form
 from orchestrator.documents.model import StoredFile
 from orchestrator.documents.spool import Spool
-from orchestrator.documents.store_fields import bad
 from orchestrator.json_response import Json
 from orchestrator.key import Key
 

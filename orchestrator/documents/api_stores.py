@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from orchestrator.documents import store_fields as fields
 from orchestrator.documents import store_views as views
+from orchestrator.documents.checks import bad, known
 from orchestrator.documents.endpoints import READ, WRITE, Endpoint, json_body, page_of
 from orchestrator.documents.model import FileBatch, FileCounts, IngestStatus, Passages, StoreFile, VectorStore
 from orchestrator.documents.search import Search
@@ -21,7 +22,6 @@ from orchestrator.key import Key
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
-CREATE = ("name", "description", "metadata", "expires_after", "file_ids", "chunking_strategy")
 CHANGE = ("name", "metadata", "expires_after")
 ATTACH = ("file_id", "attributes", "chunking_strategy")
 BATCH = ("file_ids", "files", "attributes", "chunking_strategy")
@@ -77,21 +77,8 @@ class StoresApi:
     # --- stores ---
 
     async def _create(self, request: Request, key: Key) -> Response:
-        body = await json_body(request)
-        fields.known(body, CREATE)
-        store = VectorStore(
-            id="",
-            tenant=key.tenant,
-            name=fields.text(body, "name", fields.NAME_CHARS_MAX) or "",
-            description=fields.text(body, "description", fields.DESCRIPTION_CHARS_MAX),
-            metadata=fields.metadata(body),
-            expires_after_days=fields.expires_after_days(body),
-            created_unix=0,
-            last_active_unix=0,
-        )
-        chunking = fields.chunking(body)
-        wanted = [fields.Wanted(file=id, attributes={}, chunking=chunking) for id in fields.file_ids(body)]
-        return await self._store(await self._stores.create(store, wanted))
+        new = fields.new_store(await json_body(request))
+        return await self._store(await self._stores.create(key.tenant, new))
 
     async def _list(self, request: Request, key: Key) -> Response:
         found, more = await self._stores.listing(key.tenant, page_of(request, LIMIT_DEFAULT, LIMIT_MAX))
@@ -104,7 +91,7 @@ class StoresApi:
 
     async def _change(self, request: Request, key: Key) -> Response:
         body = await json_body(request)
-        fields.known(body, CHANGE)
+        known(body, CHANGE)
         name = fields.text(body, "name", fields.NAME_CHARS_MAX)
         metadata, days = fields.metadata(body), fields.expires_after_days(body)
 
@@ -126,7 +113,7 @@ class StoresApi:
     async def _find(self, request: Request, key: Key) -> Response:
         store = await self._stores.get(key.tenant, request.path_params["store"])  # an unknown id says so first
         body = await json_body(request)
-        fields.known(body, SEARCH)
+        known(body, SEARCH)
         asked = fields.asked(body)
         store = await self._stores.live(key.tenant, store.id)
         return Json(views.found_view(await self._search.search(store, asked), ranks=asked.ranks))
@@ -135,7 +122,7 @@ class StoresApi:
 
     async def _attach(self, request: Request, key: Key) -> Response:
         body = await json_body(request)
-        fields.known(body, ATTACH)
+        known(body, ATTACH)
         wanted = fields.wanted_file(body)
         return self._file_answer(await self._stores.attach(key.tenant, request.path_params["store"], wanted))
 
@@ -155,7 +142,7 @@ class StoresApi:
     async def _set_attributes(self, request: Request, key: Key) -> Response:
         member = await self._member(request, key)
         body = await json_body(request)
-        fields.known(body, ("attributes",))
+        known(body, ("attributes",))
         given = fields.attributes(body)
         return self._file_answer(await self._stores.set_attributes(key.tenant, member.store, member.file, given))
 
@@ -174,7 +161,7 @@ class StoresApi:
 
     async def _attach_batch(self, request: Request, key: Key) -> Response:
         body = await json_body(request)
-        fields.known(body, BATCH)
+        known(body, BATCH)
         wanted = fields.wanted_files(body)
         return await self._batch_answer(
             await self._stores.attach_batch(key.tenant, request.path_params["store"], wanted)
@@ -214,7 +201,7 @@ def _status(request: Request) -> IngestStatus | None:
     if given is None:
         return None
     if given not in set(IngestStatus):
-        raise fields.bad("filter", f"filter is one of {', '.join(IngestStatus)}")
+        raise bad("filter", f"filter is one of {', '.join(IngestStatus)}")
     return IngestStatus(given)
 
 

@@ -6,11 +6,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator.documents import views
+from orchestrator.documents.checks import bad, known
 from orchestrator.documents.endpoints import WRITE, Endpoint, json_body
 from orchestrator.documents.fields import completion, new_upload
 from orchestrator.documents.form import bytes_told, read_form
 from orchestrator.documents.spool import Spool
-from orchestrator.documents.store_fields import bad, known
 from orchestrator.documents.uploads import Uploads
 from orchestrator.json_response import Json
 from orchestrator.key import Key

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.documents.store_fields import bad, known
+from orchestrator.documents.checks import bad, known
 from orchestrator.errors import ApiError
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")

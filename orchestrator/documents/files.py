@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from orchestrator.crash import crash_point
+from orchestrator.documents.checks import unknown
 from orchestrator.documents.fields import NewFile
 from orchestrator.documents.ids import is_id, new_id
 from orchestrator.documents.keys import file_key
@@ -126,7 +127,7 @@ class Files:
 
 
 def _unknown(id: str) -> ApiError:
-    return ApiError(404, f"No such File object: {id[:200]}", code="file_not_found", param="file_id")
+    return unknown("File object", id, "file_id", code="file_not_found")
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

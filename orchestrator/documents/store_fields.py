@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.documents.checks import bad, known
 from orchestrator.documents.filters import Filter, parse_filter
 from orchestrator.documents.model import (
     CHUNK_TOKENS_DEFAULT,
@@ -15,7 +16,6 @@ from orchestrator.documents.model import (
     Attributes,
     Chunking,
 )
-from orchestrator.errors import ApiError
 
 PAIRS_MAX = 16
 KEY_CHARS_MAX = 64
@@ -42,6 +42,17 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NewStore:
+    """A vector store that is to be made."""
+
+    name: str = ""
+    description: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    expires_after_days: int | None = None
+    files: tuple[Wanted, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
     """How the legs of a search count."""
 
@@ -62,6 +73,19 @@ class Asked:
     ranking: Ranking = Ranking()
     ranks: bool = False
     rewrite: bool = False
+
+
+def new_store(body: Mapping[str, Any]) -> NewStore:
+    """All that is said of it."""
+    known(body, ("name", "description", "metadata", "expires_after", "file_ids", "chunking_strategy"))
+    strategy = chunking(body)
+    return NewStore(
+        name=text(body, "name", NAME_CHARS_MAX) or "",
+        description=text(body, "description", DESCRIPTION_CHARS_MAX),
+        metadata=metadata(body),
+        expires_after_days=expires_after_days(body),
+        files=tuple(Wanted(file=id, attributes={}, chunking=strategy) for id in file_ids(body)),
+    )
 
 
 def text(body: Mapping[str, Any], name: str, chars_max: int) -> str | None:
@@ -252,15 +276,3 @@ def _pairs(body: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _is_int(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def bad(param: str, message: str) -> ApiError:
-    """A refusal that names the field."""
-    return ApiError(400, message, code="invalid_value", param=param)
-
-
-def known(body: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse fields that mean nothing here, so that a misspelt one is not taken for a default."""
-    for name in body:
-        if name not in names:
-            raise ApiError(400, f"unknown field {name[:100]!r}", code="unknown_parameter", param=name[:100])

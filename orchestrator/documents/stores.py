@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from orchestrator.documents.checks import unknown
 from orchestrator.documents.ids import is_id, new_id
 from orchestrator.documents.model import (
     Attributes,
@@ -19,7 +20,7 @@ from orchestrator.documents.model import (
 )
 from orchestrator.documents.ports import Shelf, Shelves
 from orchestrator.documents.roster import Roster
-from orchestrator.documents.store_fields import Wanted
+from orchestrator.documents.store_fields import NewStore, Wanted
 from orchestrator.errors import ApiError, NotFound
 
 ACTIVE_S = 60
@@ -62,11 +63,20 @@ class Stores:
         self._unix = unix
         self._jobs = jobs
 
-    async def create(self, store: VectorStore, files: Sequence[Wanted]) -> VectorStore:
-        """Keep a new store, whose id and times are given here, and put `files` into it."""
+    async def create(self, tenant: str, new: NewStore) -> VectorStore:
+        """Make a store, and put its files into it."""
         now = int(self._unix())
-        store = replace(store, id=new_id("vector_store"), created_unix=now, last_active_unix=now)
-        members = await self._members(store, files, batch=None)
+        store = VectorStore(
+            id=new_id("vector_store"),
+            tenant=tenant,
+            name=new.name,
+            description=new.description,
+            metadata=new.metadata,
+            expires_after_days=new.expires_after_days,
+            created_unix=now,
+            last_active_unix=now,
+        )
+        members = await self._members(store, new.files, batch=None)
         await self._shelf.add_store(store)
         if members:
             await self._shelf.add_store_files(members)
@@ -77,7 +87,7 @@ class Stores:
         """The store."""
         store = await self._shelf.store(tenant, id) if is_id("vector_store", id) else None
         if store is None:
-            raise _unknown("vector store", id, "vector_store_id")
+            raise unknown("vector store", id, "vector_store_id")
         return store
 
     async def live(self, tenant: str, id: str) -> VectorStore:
@@ -106,7 +116,7 @@ class Stores:
         await self.get(tenant, id)
         changed = await self._shelf.change_store(tenant, id, change)
         if changed is None:
-            raise _unknown("vector store", id, "vector_store_id")
+            raise unknown("vector store", id, "vector_store_id")
         return changed
 
     async def remove(self, tenant: str, id: str) -> None:
@@ -114,7 +124,7 @@ class Stores:
         await self.get(tenant, id)
         files = await self._shelf.all_store_files(id)
         if await self._shelf.remove_store(tenant, id) is None:
-            raise _unknown("vector store", id, "vector_store_id")
+            raise unknown("vector store", id, "vector_store_id")
         self._left(files)
         self._roster.forget(id)
         await asyncio.to_thread(self._shelves.discard, id)
@@ -139,7 +149,7 @@ class Stores:
         await self.get(tenant, store)
         found = await self._shelf.store_file(tenant, store, file) if is_id("file", file) else None
         if found is None:
-            raise _unknown("file in this vector store", file, "file_id")
+            raise unknown("file in this vector store", file, "file_id")
         return found
 
     async def files(
@@ -158,7 +168,7 @@ class Stores:
         """In force with the next search."""
         changed = replace(await self.file(tenant, store, file), attributes=attributes)
         if not await self._shelf.set_attributes(changed):
-            raise _unknown("file in this vector store", file, "file_id")
+            raise unknown("file in this vector store", file, "file_id")
         changed = await self.file(tenant, store, file)  # its state may have moved on meanwhile
         self._roster.alter(changed)
         return changed
@@ -168,7 +178,7 @@ class Stores:
         await self.file(tenant, store, file)
         removed = await self._shelf.remove_store_file(tenant, store, file)
         if removed is None:
-            raise _unknown("file in this vector store", file, "file_id")
+            raise unknown("file in this vector store", file, "file_id")
         self._left([removed])
 
     async def forget_file(self, tenant: str, file: str) -> None:
@@ -185,7 +195,7 @@ class Stores:
         await self.get(tenant, store)
         found = await self._shelf.batch(tenant, store, id) if is_id("vector_store_file_batch", id) else None
         if found is None:
-            raise _unknown("file batch in this vector store", id, "batch_id")
+            raise unknown("file batch in this vector store", id, "batch_id")
         return found
 
     async def batch_counts(self, batch: FileBatch) -> FileCounts:
@@ -247,7 +257,7 @@ class Stores:
         files = await self._shelf.files_of(store.tenant, [one.file for one in wanted if is_id("file", one.file)])
         for one in wanted:
             if one.file not in files:
-                raise _unknown("File object", one.file, "file_id")
+                raise unknown("File object", one.file, "file_id", code="file_not_found")
         return [
             StoreFile(
                 store=store.id,
@@ -268,10 +278,6 @@ class Stores:
 def expired(store: VectorStore, now_unix: int) -> bool:
     """Whether its time is over."""
     return store.expires_unix is not None and now_unix >= store.expires_unix
-
-
-def _unknown(what: str, id: str, param: str) -> ApiError:
-    return ApiError(404, f"No such {what}: {id[:200]}", code="not_found", param=param)
 
 
 def _unknown_cursor(page: Page) -> ApiError:

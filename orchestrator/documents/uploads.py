@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.crash import crash_point
+from orchestrator.documents.checks import bad, unknown
 from orchestrator.documents.fields import Completion, NewFile, NewUpload
 from orchestrator.documents.files import Files
 from orchestrator.documents.ids import derived_id, is_id, new_id
@@ -16,7 +17,6 @@ from orchestrator.documents.keys import part_key
 from orchestrator.documents.model import Part, StoredFile, Upload, UploadStatus
 from orchestrator.documents.ports import ObjectStore, Shelf
 from orchestrator.documents.spool import Spool, SpoolFile
-from orchestrator.documents.store_fields import bad
 from orchestrator.errors import ApiError, NotFound, ObjectsUnavailable
 
 LIFE_S = 3600
@@ -147,7 +147,7 @@ class Uploads:
     async def _get(self, tenant: str, id: str) -> Upload:
         upload = await self._shelf.upload(tenant, id) if is_id("upload", id) else None
         if upload is None:
-            raise ApiError(404, f"No such Upload object: {id[:200]}", code="upload_not_found", param="upload_id")
+            raise unknown("Upload object", id, "upload_id", code="upload_not_found")
         return upload
 
     def _checked(self, upload: Upload) -> Upload:

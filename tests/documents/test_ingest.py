@@ -32,7 +32,7 @@ from orchestrator.documents.ports import Embedder, Source
 from orchestrator.documents.reading import Reading
 from orchestrator.documents.reembed import Reembed
 from orchestrator.documents.roster import Roster
-from orchestrator.documents.store_fields import Wanted
+from orchestrator.documents.store_fields import NewStore, Wanted
 from orchestrator.documents.stores import Stores
 from orchestrator.errors import EmbedderFailed, EmbedderUnavailable, Unreadable
 from storage.catalog import Catalog
@@ -145,8 +145,7 @@ class Lab:
 
     async def store(self) -> VectorStore:
         """A new one."""
-        blank = VectorStore(id="", tenant=TENANT, name="", created_unix=0, last_active_unix=0)
-        return await self.stores.create(blank, [])
+        return await self.stores.create(TENANT, NewStore())
 
     async def file(self, text: str) -> str:
         """A new file; its id."""

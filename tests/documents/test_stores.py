@@ -17,7 +17,7 @@ from orchestrator.documents.keys import DERIVED, passages_key
 from orchestrator.documents.model import Chunking, IngestStatus, Order, Page, StoredFile, VectorStore
 from orchestrator.documents.roster import Roster
 from orchestrator.documents.spool import Spool
-from orchestrator.documents.store_fields import Wanted
+from orchestrator.documents.store_fields import NewStore, Wanted
 from orchestrator.documents.stores import Stores
 from orchestrator.documents.uploads import Uploads
 from orchestrator.errors import ApiError, NotFound
@@ -74,8 +74,7 @@ class World:
         return id
 
     async def store(self, **more: object) -> VectorStore:
-        blank = VectorStore(id="", tenant=TENANT, name="s", created_unix=0, last_active_unix=0, **more)  # type: ignore[arg-type]
-        return await self.stores.create(blank, [])
+        return await self.stores.create(TENANT, NewStore(name="s", **more))  # type: ignore[arg-type]
 
 
 def wanted(file: str) -> Wanted:
