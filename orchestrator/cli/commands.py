@@ -75,6 +75,20 @@ def ps(as_json: Json = False, url: Url = None, config: Config = None) -> None:
 
 
 @app.command()
+def top(
+    once: Annotated[bool, typer.Option(help="Print one snapshot; so it does where there is no terminal.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+    config: Config = None,
+) -> None:
+    """Watch models, engines, GPUs, requests and logs live; keys to wake, drain, filter and sort."""
+    from orchestrator.cli import remote
+    from orchestrator.cli.top import top as show
+
+    show(*remote.where(url, config), once=once, as_json=as_json)
+
+
+@app.command()
 def start(
     model: Model,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,

@@ -73,7 +73,7 @@ class Remote:
             with self._client.stream("GET", path, params=query, timeout=None) as answer:
                 if answer.status_code >= 400:
                     answer.read()
-                    raise _error(answer)
+                    raise error_of(answer)
                 yield from answer.iter_bytes()
         except httpx.TransportError:
             raise OrchestratorError(f"the orchestrator at {self.url} went away") from None
@@ -87,7 +87,7 @@ class Remote:
             with self._client.stream("GET", path, headers=headers) as answer:
                 if answer.status_code >= 400:
                     answer.read()
-                    raise _error(answer)
+                    raise error_of(answer)
                 skip = 0 if answer.status_code == 206 else start
                 for data in answer.iter_bytes():
                     yield data[skip:]
@@ -109,7 +109,7 @@ class Remote:
         except httpx.TransportError:
             raise Lost(f"the connection to {self.url} broke off") from None
         if answer.status_code >= 400:
-            raise _error(answer)
+            raise error_of(answer)
         try:
             return answer.json()
         except ValueError:
@@ -118,6 +118,11 @@ class Remote:
 
 def connect(url: str | None, config: Path | None) -> Remote:
     """The service that the options, the environment or the configuration name."""
+    return Remote(*where(url, config))
+
+
+def where(url: str | None, config: Path | None) -> tuple[str, str | None]:
+    """Its address, and the key to show it."""
     from orchestrator.config import load
 
     found = url or os.environ.get("ORCHESTRATOR_URL")
@@ -125,7 +130,7 @@ def connect(url: str | None, config: Path | None) -> Remote:
         server = load(config).server
         host = f"[{server.host}]" if ":" in server.host else server.host
         found = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{server.port}"
-    return Remote(found.rstrip("/"), os.environ.get("ORCHESTRATOR_API_KEY"))
+    return found.rstrip("/"), os.environ.get("ORCHESTRATOR_API_KEY")
 
 
 def ps(remote: Remote, *, as_json: bool) -> None:
@@ -291,13 +296,19 @@ def size(count: float | None) -> str:
     return ""
 
 
-def _error(answer: Any) -> Refused:
+def error_of(answer: Any) -> Refused:
+    """What an answer of 400 and above says, and for 401 and 403 what to do about it."""
     try:
         message = str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"it answered {answer.status_code}"
     if answer.status_code in (401, 403):
-        scopes = "scope upload" if answer.request.url.path.startswith("/v1/") else "scopes monitor and admin"
-        message += f"; set ORCHESTRATOR_API_KEY to a key with the {scopes}"
+        message += f"; set ORCHESTRATOR_API_KEY to a key with the {_scopes(answer.request.url.path)}"
     wait = answer.headers.get("retry-after", "")
     return Refused(message, status=answer.status_code, retry_after_s=float(wait) if wait.isdecimal() else None)
+
+
+def _scopes(path: str) -> str:
+    if path.startswith(("/v1/chat/", "/v1/models")):
+        return "scope realtime"
+    return "scope upload" if path.startswith("/v1/") else "scopes monitor and admin"

@@ -1,0 +1,326 @@
+"""``orchestrator top``: a live view of a running service."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.events import Resize
+from textual.widgets import DataTable, Footer, Input, Static
+
+from orchestrator.cli.text import printable
+from orchestrator.errors import OrchestratorError
+from ui.tui.dialogs import Ask, Help
+from ui.tui.engine_log import EngineLog
+from ui.tui.snapshot import Board, Snapshot, View
+from ui.tui.tables import VIEWS, Row, Table, arranged, name_chars, summary
+from ui.tui.terminal import TerminalApp
+
+LIVE_S = 2.0
+"""Between two looks at the numbers that no event tells, while events come."""
+POLL_S = 1.0
+"""Between two looks while they don't."""
+LOST_S = 3.0
+"""Before the next try when the service did not answer, and before events are asked for again."""
+LOGS = "logs"
+TABS = (*VIEWS, LOGS)
+
+
+class Link(Enum):
+    """How the screen follows the service; each with its mark."""
+
+    LIVE = "● live"
+    POLLING = "◔ polling"
+    LOST = "✗ lost"
+
+
+class TopApp(TerminalApp):
+    """The screen. `first` was read before it opens, so that a service that can't be read is told on one line."""
+
+    TITLE = "orchestrator top"
+    CSS_PATH = "top.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("w", "ask('start')", "Wake"),
+        Binding("d", "drain", "Drain"),
+        Binding("p", "pin", "Pin"),
+        Binding("l", "show('logs')", "Logs"),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("o", "sort", "Sort"),
+        Binding("r", "reverse", "Reverse", show=False),
+        Binding("question_mark", "help", "Help", key_display="?"),
+        Binding("q", "quit", "Quit"),
+        Binding("tab,right", "step(1)", "Next view", show=False, priority=True),
+        Binding("shift+tab,left", "step(-1)", "Previous view", show=False, priority=True),
+        Binding("escape", "unfilter", "No filter", show=False),
+        *(Binding(str(number), f"show('{tab}')", tab, show=False) for number, tab in enumerate(TABS, 1)),
+    ]
+
+    def __init__(self, board: Board, first: Snapshot) -> None:
+        super().__init__()
+        self._board = board
+        self._snapshot = first
+        self._link = Link.POLLING
+        self._trouble = ""
+        self._tab = TABS[0]
+        self._wanted = ""
+        self._sorted: dict[str, tuple[int, bool]] = dict.fromkeys(VIEWS, (0, False))
+        self._shown: tuple[Row, ...] = ()
+        self._empty = ""
+        self._model: str | None = None
+        self._look = asyncio.Event()
+
+    def compose(self) -> ComposeResult:
+        """Two lines above, two below, and the view between."""
+        yield Static(id="head", markup=False)
+        yield Static(id="tabs")
+        yield DataTable[Text](id="table", cursor_type="row", zebra_stripes=False)
+        yield EngineLog(self._board, id="log")
+        yield Static(id="detail", markup=False)
+        yield Input(id="filter", placeholder="show what holds … (Enter keeps it, Esc removes it)", compact=True)
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Begin to follow the service."""
+        self.query_one("#filter").display = False
+        self.query_one("#log").display = False
+        self._focus_view()
+        self._draw()
+        self._follow()
+        self._poll()
+
+    # --- following ---
+
+    @work(exclusive=True, group="poll")
+    async def _poll(self) -> None:
+        while True:
+            try:
+                self._snapshot = (await self._board.snapshot()).since(self._snapshot)
+                if self._link is Link.LOST:
+                    self._link, self._trouble = Link.POLLING, ""
+            except OrchestratorError as error:
+                self._link, self._trouble = Link.LOST, str(error)
+            self._draw()
+            self._look.clear()
+            wait_s = {Link.LIVE: LIVE_S, Link.POLLING: POLL_S, Link.LOST: LOST_S}[self._link]
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+
+    @work(exclusive=True, group="events")
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for name, data in self._board.events():
+                    self._link, self._trouble = Link.LIVE, ""
+                    if name == "model":
+                        self._snapshot = self._snapshot.with_model(data)
+                        self._draw()
+                self._broke_off("the events ended")
+            except OrchestratorError as error:
+                self._broke_off(str(error))
+            await asyncio.sleep(LOST_S)
+
+    def _broke_off(self, why: str) -> None:
+        if self._link is not Link.LOST:
+            self._link, self._trouble = Link.POLLING, why
+        self._look.set()
+
+    # --- drawing ---
+
+    def _draw(self) -> None:
+        told = f" · {self._trouble}; trying again" if self._trouble else f" · {summary(self._snapshot)}"
+        self.query_one("#head", Static).update(
+            printable(f"{self._link.value} · {self._board.url.removeprefix('http://')}{told}")
+        )
+        self._draw_tabs()
+        if self._tab == LOGS:
+            self._draw_log()
+        else:
+            self._draw_table()
+
+    def _draw_tabs(self) -> None:
+        text = Text(no_wrap=True)
+        for number, tab in enumerate(TABS, 1):
+            chosen = tab == self._tab
+            label = f"[{number} {tab}]" if chosen else f" {number} {tab} "
+            text.append(label, style="bold reverse" if chosen else "")
+        if self._wanted:
+            text.append(f"  only with “{self._wanted}”", style="bold")
+        self.query_one("#tabs", Static).update(text)
+
+    def _draw_table(self) -> None:
+        widget = self.query_one("#table", DataTable)
+        table = VIEWS[self._tab](self._snapshot, name_chars(self._tab, self.size.width))
+        column, descending = self._sorted[self._tab]
+        rows = arranged(table, wanted=self._wanted, column=column, descending=descending)
+        if rows != self._shown or not widget.columns:
+            self._fill(widget, table, rows)
+        self._empty = f"nothing holds “{self._wanted}”" if self._wanted and table.rows else table.empty
+        self._detail()
+
+    def _fill(self, widget: DataTable[Text], table: Table, rows: tuple[Row, ...]) -> None:
+        """Show `rows`; the cursor stays on its row, else on its model, where there still is one."""
+        column, descending = self._sorted[self._tab]
+        before, scroll = self._chosen(), widget.scroll_offset
+        widget.clear(columns=True)
+        for index, heading in enumerate(table.headings):
+            mark = (" ▼" if descending else " ▲") if index == column else ""
+            widget.add_column(Text(heading + mark, style="bold"))
+        self._shown = rows
+        for row in rows:
+            widget.add_row(*(Text(cell.text, style=cell.style, no_wrap=True) for cell in row.cells), key=row.key)
+        same = [index for index, row in enumerate(rows) if before is not None and row.key == before.key]
+        alike = [index for index, row in enumerate(rows) if row.model == self._model]
+        for index in (*same, *alike)[:1]:
+            widget.move_cursor(row=index, scroll=not same)
+            widget.scroll_to(y=scroll.y, animate=False)
+
+    def _chosen(self) -> Row | None:
+        """The row under the cursor."""
+        index = self.query_one("#table", DataTable).cursor_row
+        return self._shown[index] if index < len(self._shown) else None
+
+    def _detail(self) -> None:
+        row = self._chosen()
+        self.query_one("#detail", Static).update(row.detail if row else self._empty)
+
+    @on(DataTable.RowHighlighted)
+    def _moved(self) -> None:
+        if self._tab != LOGS:
+            self._detail()
+
+    def on_resize(self, event: Resize) -> None:
+        """Names take what room there is."""
+        self._draw()
+
+    def _draw_log(self) -> None:
+        """Follow the newest engine of the chosen model."""
+        view = self._view()
+        replica = view["last_replica"] if view else None
+        self.query_one(EngineLog).follow(replica)
+        told = "choose a model first: 1, and the arrow keys"
+        if view:
+            told = f"{view['id']} · {replica or 'not started since the service began'} · ↑ ↓ scroll, End follows"
+        self.query_one("#detail", Static).update(printable(told))
+
+    # --- keys ---
+
+    def _view(self) -> View | None:
+        """The model that the keys act on: the chosen row's, or the one whose log is shown."""
+        row = self._chosen()
+        if self._tab != LOGS and row is not None:
+            self._model = row.model
+        return next((view for view in self._snapshot.models if view["id"] == self._model), None)
+
+    def _target(self) -> str | None:
+        """Its name; says so when there is none."""
+        view = self._view()
+        if view is None:
+            self.notify("choose a model first", severity="warning")
+        return view["id"] if view else None
+
+    def action_ask(self, verb: str) -> None:
+        """Ask the service for something about the chosen model."""
+        if model := self._target():
+            self._ask(model, verb)
+
+    @work(group="ask")
+    async def _ask(self, model: str, verb: str) -> None:
+        try:
+            await self._board.ask(model, verb)
+            self.notify(printable(f"{model}: {verb}"), markup=False, timeout=3)
+        except OrchestratorError as error:
+            self.notify(printable(str(error)), severity="error", markup=False, timeout=10)
+        self._look.set()
+
+    def action_drain(self) -> None:
+        """Stop the chosen model, once the user says so."""
+        if model := self._target():
+            question = printable(f"Drain and stop {model}? Its requests end first.")
+
+            def answered(sure: bool | None) -> None:
+                if sure:
+                    self._ask(model, "stop")
+
+            self.push_screen(Ask(question), answered)
+
+    def action_pin(self) -> None:
+        """Pin the chosen model, or let it go."""
+        if view := self._view():
+            self._ask(view["id"], "unpin" if view["pinned"] else "pin")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A service that can't pin has no key for it; while a dialog is open, the keys are its own."""
+        if action == "pin":
+            return any("pinned" in view for view in self._snapshot.models)
+        return action != "step" or not (len(self.screen_stack) > 1 or isinstance(self.focused, Input))
+
+    def action_show(self, tab: str) -> None:
+        """Another view."""
+        self._view()  # what was chosen stays chosen
+        self._tab = tab
+        self._shown = ()
+        self.query_one("#table", DataTable).clear(columns=True)
+        self.query_one("#table").display = tab != LOGS
+        self.query_one("#log").display = tab == LOGS
+        self._focus_view()
+        self._draw()
+
+    def action_step(self, by: int) -> None:
+        """The view beside this one."""
+        self.action_show(TABS[(TABS.index(self._tab) + by) % len(TABS)])
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        if self._tab != LOGS:
+            count = len(VIEWS[self._tab](self._snapshot, 0).headings)
+            self._sorted[self._tab] = ((self._sorted[self._tab][0] + 1) % count, False)
+            self._redraw()
+
+    def action_reverse(self) -> None:
+        """Sort the other way round."""
+        if self._tab != LOGS:
+            column, descending = self._sorted[self._tab]
+            self._sorted[self._tab] = (column, not descending)
+            self._redraw()
+
+    def action_help(self) -> None:
+        """The keys."""
+        self.push_screen(Help())
+
+    def action_filter(self) -> None:
+        """Type what the rows must hold."""
+        box = self.query_one("#filter", Input)
+        box.display = True
+        self.screen.set_focus(box)
+
+    def action_unfilter(self) -> None:
+        """Show everything again."""
+        self.query_one("#filter", Input).value = ""
+        self._filtered()
+
+    @on(Input.Changed, "#filter")
+    def _typed(self, event: Input.Changed) -> None:
+        self._wanted = event.value
+        self.query_one(EngineLog).show_only(event.value)
+        self._redraw()
+
+    @on(Input.Submitted, "#filter")
+    def _filtered(self) -> None:
+        self.query_one("#filter").display = False
+        self._focus_view()
+
+    def _focus_view(self) -> None:
+        """At once, so that the next key is the view's already."""
+        self.screen.set_focus(self.query_one("#log" if self._tab == LOGS else "#table"))
+
+    def _redraw(self) -> None:
+        self.query_one("#table", DataTable).clear(columns=True)
+        self._draw()
