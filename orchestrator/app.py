@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.activator import Activator, Route
 from orchestrator.auth import KeyRing
+from orchestrator.browsers import Browsers
 from orchestrator.config import Watched, deployments
 from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
 from orchestrator.errors import ApiError
@@ -34,6 +35,7 @@ from orchestrator.parts import build
 from orchestrator.pins import Pins, kept_warm
 from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
+from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
 from orchestrator.upstream import Timeouts
 from orchestrator.windows import warmed
@@ -98,8 +100,10 @@ class Service:
         self._watched = watched
         self._clock = SystemClock()
         self._configured = deployments(settings, folder=watched.folder)
-        self._keys = KeyRing(settings.auth.keys_file)
         self._lock = InstanceLock(data)
+        cookie = f"orchestrator-{instance_id(data)[:8]}"
+        self._sessions = Sessions(name=cookie, monotonic=self._clock.monotonic)
+        self._keys = KeyRing(settings.auth.keys_file, self._sessions)
         self._metrics = Metrics()
         self._events = Broadcast()
         self._request_ids = RequestIds()
@@ -111,7 +115,14 @@ class Service:
         self._runtime = parts.runtime
         self._catalog = Catalog(data / "catalog.duckdb")
         self._history = DuckHistory(self._catalog)
-        self._library = Library(settings=settings, data=data, catalog=self._catalog, keys=self._keys, clock=self._clock)
+        self._library = Library(
+            settings=settings,
+            data=data,
+            instance=instance_id(data),
+            catalog=self._catalog,
+            keys=self._keys,
+            clock=self._clock,
+        )
         self._reconciler = Reconciler(
             deployments=self._wanted(),
             runtime=self._runtime,
@@ -155,7 +166,7 @@ class Service:
             exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
         )
         control.router.redirect_slashes = False  # a path is one of ours, or unknown
-        return Proxy(
+        proxy = Proxy(
             LabelledAnswers(control, self._request_ids),
             activator=self._activator,
             keys=self._keys,
@@ -165,6 +176,12 @@ class Service:
             request_id=self._request_ids,
             monotonic=self._clock.monotonic,
             wake=self._wakeup.set,
+        )
+        return Browsers(
+            proxy,
+            everybody=lambda: self._keys.open,
+            origins=self.settings.server.cors_origins,
+            request_id=self._request_ids,
         )
 
     def express(self) -> ExpressLane:

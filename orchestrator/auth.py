@@ -12,6 +12,7 @@ from orchestrator.errors import ApiError, ConfigError
 from orchestrator.key import ANYBODY, Key, Keys
 from orchestrator.key_file import SECRET_BYTES, SECRET_PREFIX, read_keys, stamp
 from orchestrator.model import Scope
+from orchestrator.sessions import OPERATOR, Sessions
 from orchestrator.upstream import Headers
 
 log = structlog.get_logger()
@@ -23,8 +24,10 @@ class KeyRing:
     Raises `ConfigError` when the file is there at start and can't be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sessions: Sessions | None = None) -> None:
+        """`sessions`: the browsers whose cookie stands for a key."""
         self._path = path
+        self._sessions = sessions
         self._stamp = stamp(path)
         self._keys = _read_and_warn(path) if self._stamp else None
         self._known: dict[bytes, Key] = {}
@@ -63,10 +66,26 @@ class KeyRing:
             return ANYBODY
         secret = bearer(headers)
         if secret is None:
-            raise _unauthorized("no API key given: send Authorization: Bearer …")
-        key = self._known.get(secret) or self._ours.get(secret) or self._find(secret)
+            key = self._signed_in(headers)
+        else:
+            key = self._known.get(secret) or self._ours.get(secret) or self._find(secret)
         if key.scopes.isdisjoint(scopes) and Scope.ADMIN not in key.scopes:
             raise ApiError(403, f"this key lacks the scope {' or '.join(scopes)}", code="insufficient_scope")
+        return key
+
+    def in_force(self) -> tuple[Key, ...]:
+        """The keys of the file, expired ones too."""
+        return tuple(self._keys.by_digest.values()) if self._keys is not None else ()
+
+    def _signed_in(self, headers: Headers) -> Key:
+        """The key that a browser signed in with, as long as it is in force."""
+        assert self._keys is not None
+        session = self._sessions.find(headers) if self._sessions is not None else None
+        if session is None:
+            raise _unauthorized("no API key given: send Authorization: Bearer …")
+        key = OPERATOR if session.digest is None else self._keys.of(session.digest, time.time())
+        if key is None:
+            raise _unauthorized("the key of this session is not valid any more")
         return key
 
     def _find(self, secret: bytes) -> Key:

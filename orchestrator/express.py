@@ -16,6 +16,7 @@ from uvicorn._types import HTTPScope
 from orchestrator import wire
 from orchestrator.activator import Activator, Lane
 from orchestrator.auth import KeyRing
+from orchestrator.browsers import by_browser
 from orchestrator.errors import ApiError
 from orchestrator.guard import GuardedProtocol
 from orchestrator.metrics import Metrics, ModelMetrics
@@ -52,7 +53,7 @@ class ExpressLane:
 
     def takes(self, scope: HTTPScope) -> bool:
         """See `guard.Express.takes`."""
-        return scope["path"] in PATHS and scope["method"] == "POST"
+        return scope["path"] in PATHS and scope["method"] == "POST" and not by_browser(cast(Headers, scope["headers"]))
 
     def board(self, client: GuardedProtocol, cycle: RequestResponseCycle) -> Ride | None:
         """See `guard.Express.board`."""

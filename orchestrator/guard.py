@@ -313,7 +313,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _fields(self, cycle: RequestResponseCycle) -> bytes:
         """The last fields of a head, and the blank line."""
-        ours = b"".join([b"%b: %b\r\n" % field for field in self.server_state.default_headers])
+        ours = b"".join([b"%b: %b\r\n" % field for field in cycle.default_headers])
         return ours + (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
 
     def ride_ended(self) -> None:

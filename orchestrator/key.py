@@ -53,5 +53,14 @@ class Keys:
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
         for known, key in self.by_digest.items():
             if hmac.compare_digest(known, digest):
-                return key if key.expires_unix is None or now_unix < key.expires_unix else None
+                return _in_force(key, now_unix)
         return None
+
+    def of(self, digest: str, now_unix: float) -> Key | None:
+        """The key whose secret has that digest; None when there is none, or it has expired."""
+        key = self.by_digest.get(digest)
+        return None if key is None else _in_force(key, now_unix)
+
+
+def _in_force(key: Key, now_unix: float) -> Key | None:
+    return key if key.expires_unix is None or now_unix < key.expires_unix else None

@@ -29,6 +29,8 @@ Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """What a process can be given."""
+Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\[\]:-]+$")]
+"""As browsers write it: lower case, no path, no slash at the end."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -64,6 +66,10 @@ class ServerSettings(Table):
     body_timeout_s: Seconds = Field(20, description="a request body may fall this far behind its rate")
     body_bytes_per_s_min: Count = Field(1024, description="the rate a request body must keep up")
     keep_alive_s: Seconds = Field(75, description="idle client connections are closed after this")
+    cors_origins: tuple[Origin, ...] = Field(
+        (),
+        description='pages of other sites that may call: "https://chat.example.org"; each request still needs its key',
+    )
 
 
 class AuthSettings(Table):
