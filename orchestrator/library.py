@@ -6,6 +6,7 @@ With `app` and `parts` the only module that names a store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
@@ -29,6 +30,8 @@ from orchestrator.documents.gates import Gates
 from orchestrator.documents.ingest import Ingest
 from orchestrator.documents.limits import body_limit
 from orchestrator.documents.metrics import DocumentGauges
+from orchestrator.documents.ownership import CHECK_S as OWNER_CHECK_S
+from orchestrator.documents.ownership import Owned, Ownership
 from orchestrator.documents.ports import ObjectStore
 from orchestrator.documents.reading import Reading
 from orchestrator.documents.reembed import Reembed
@@ -66,7 +69,10 @@ log = structlog.get_logger()
 class Library:
     """Documents, as the service runs them."""
 
-    def __init__(self, *, settings: Settings, data: Path, catalog: Catalog, keys: KeyRing, clock: Clock) -> None:
+    def __init__(
+        self, *, settings: Settings, data: Path, instance: str, catalog: Catalog, keys: KeyRing, clock: Clock
+    ) -> None:
+        """`instance` is the data folder's, see `instance_lock.instance_id`."""
         self._settings = settings
         self._keys = keys
         self._clock = clock
@@ -122,6 +128,7 @@ class Library:
             ),
         )
         self._availability = Availability()
+        self._ownership = Ownership(self._objects, instance=instance, monotonic=clock.monotonic)
 
     def routes(self) -> list[Route]:
         """All of them, each with its scopes."""
@@ -175,6 +182,16 @@ class Library:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch(), name="documents.watch")
             await self._restore()
+            try:
+                await self._work()
+            except* Owned as lost:
+                log.error("documents_lost", cause=str(lost.exceptions[0]))
+                self._availability.broken(str(lost.exceptions[0]))
+
+    async def _work(self) -> None:
+        """Until cancelled, or the object store is another's."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep(), name="documents.owner")
             tasks.create_task(self._ingest.run(), name="documents.ingest")
             tasks.create_task(self._reembed.run(), name="documents.reembed")
             tasks.create_task(self._sweep(), name="documents.sweep")
@@ -185,20 +202,25 @@ class Library:
         await self._clients.aclose()
         await asyncio.to_thread(self._shelves.close)
         await self._shelf.aclose()
+        with contextlib.suppress(ObjectsUnavailable):  # then the next owner waits for a while
+            await self._ownership.leave()
         await self._objects.aclose()
 
     # --- in the background ---
 
     async def _restore(self) -> None:
-        """Where the catalogue was begun anew, fill it from the object store; documents wait for that."""
+        """Where the catalogue was begun anew, or may lack what another owner of the object store recorded, fill it
+        from there; documents wait for that."""
         while True:
             try:
                 fresh = await self._shelf.fresh()
                 if not self._catalog.kept:  # else documents would be acknowledged, and unknown after the next start
                     raise CatalogError(f"{self._catalog.error}; mend that and start the service anew")
-                if fresh:
+                behind = await self._ownership.claim()
+                if fresh or behind:
                     self._availability.rebuilding()
                     await rebuild(self._objects, self._shelf)
+                await self._ownership.caught_up()
                 break
             except OrchestratorError as error:
                 self._availability.broken(str(error))
@@ -215,6 +237,15 @@ class Library:
             except ObjectsUnavailable as error:
                 self._availability.objects(str(error))
             await asyncio.sleep(CHECK_S)
+
+    async def _keep(self) -> None:
+        """Keep the object store ours. Raises `Owned`."""
+        while True:
+            try:
+                await self._ownership.keep()
+            except ObjectsUnavailable as error:
+                log.info("owner_not_renewed", error=str(error))
+            await asyncio.sleep(OWNER_CHECK_S)
 
     async def _sweep(self) -> None:
         """Clear away what nobody needs any more."""

@@ -8,6 +8,7 @@
     derived/<tenant>/vectors/<digest>-<embedder>
     records/<tenant>/<kind>/<id>.json          the catalogue's facts, from which it is rebuilt
     records/serials.json                       a number above all that the catalogue gave
+    owner.json                                 whose it is, see `ownership`
 
 A tenant's and an embedder's name may hold anything, so their digests stand for them. Ids and digests are ours.
 """
@@ -21,6 +22,7 @@ DERIVED = "derived/"
 RECORDS = "records/"
 """What all records' keys begin with."""
 SERIALS = f"{RECORDS}serials.json"
+OWNER = "owner.json"
 _TENANT_CHARS = 32
 _EMBEDDER_CHARS = 16
 

@@ -89,7 +89,8 @@ def table(folder: Path) -> list[Endpoint]:
     catalog = Catalog(folder / "catalog.duckdb")
     try:
         settings = load(None, flags={"embeddings": {"model": ""}})
-        library = Library(settings=settings, data=folder, catalog=catalog, keys=KeyRing(folder / "none"), clock=Clock())
+        keys = KeyRing(folder / "none")
+        library = Library(settings=settings, data=folder, instance="i", catalog=catalog, keys=keys, clock=Clock())
         return library.endpoints()
     finally:
         catalog.close()

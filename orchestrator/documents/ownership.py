@@ -1,0 +1,125 @@
+"""One orchestrator on an object store: a mark in the store that its owner renews.
+
+A second one would keep a catalogue of its own, and the two would undo each other's changes. A mark that stays the same
+for `STALE_S`, by the clock of who looks at it, is of an owner that is gone: machines' clocks are not compared (so does
+Kubernetes: k8s.io/client-go, ``tools/leaderelection/leaderelection.go``). An owner that was stopped for longer than
+that, and goes on, finds another's mark within `CHECK_S`; what it acknowledges until then can be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+
+import msgspec
+
+from orchestrator.documents.keys import OWNER
+from orchestrator.documents.ports import ObjectStore
+from orchestrator.errors import NotFound, ObjectsUnavailable, OrchestratorError
+
+CHECK_S = 5.0
+"""How often an owner looks at its mark."""
+RENEW_S = 15.0
+"""How often it changes it."""
+STALE_S = 60.0
+MARK_BYTES_MAX = 4096
+
+
+class Owned(OrchestratorError):
+    """The object store is another orchestrator's."""
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies in the store."""
+
+    instance: str
+    """Of the data folder; see `instance_lock.instance_id`."""
+    boot: str
+    """Of the process."""
+    host: str
+    process: int
+    turn: int = 0
+    """Grows, so that a renewed mark is another."""
+    whole: bool = False
+    """Whether the owner's catalogue has all that the store has on record."""
+    left: bool = False
+    """Its owner has ended."""
+
+
+class Ownership:
+    """This process's claim. Its methods raise `errors.ObjectsUnavailable`, and none blocks."""
+
+    def __init__(self, objects: ObjectStore, *, instance: str, monotonic: Callable[[], float]) -> None:
+        self._objects = objects
+        self._now = monotonic
+        self._mark = Mark(instance=instance, boot=secrets.token_hex(8), host=socket.gethostname(), process=os.getpid())
+        self._renewed_at = 0.0
+        self._held = False
+        self._seen: Mark | None = None
+        self._seen_at = 0.0
+
+    async def claim(self) -> bool:
+        """Take the store; whether the catalogue here may lack what another owner recorded.
+
+        1. Nobody's, or this data folder's: it is taken.
+        2. Another's who has ended, or has not renewed its mark for `STALE_S`: it is taken over.
+        3. Another's: raises `Owned`, which says until when.
+        """
+        found = await self._found()
+        if found is not None and found.instance != self._mark.instance and not found.left:
+            self._wait_for(found)
+        known = found is None or (found.instance == self._mark.instance and found.whole)
+        await self._put(whole=known)
+        self._held = True
+        return not known
+
+    async def caught_up(self) -> None:
+        """The catalogue has all that is on record."""
+        if not self._mark.whole:
+            await self._put(whole=True)
+
+    async def keep(self) -> None:
+        """Renew the mark when it is time to. Raises `Owned` when another has taken the store."""
+        found = await self._found()
+        if found is not None and found.boot != self._mark.boot:
+            self._held = False
+            raise Owned(f"the object store was taken by {_who(found)}; this one has left it, until it is started anew")
+        if found is None or self._now() - self._renewed_at >= RENEW_S:
+            await self._put(whole=self._mark.whole)
+
+    async def leave(self) -> None:
+        """The service ends: the next owner need not wait."""
+        if self._held:
+            self._held = False
+            await self._put(whole=self._mark.whole, left=True)
+
+    def _wait_for(self, found: Mark) -> None:
+        if found != self._seen:
+            self._seen, self._seen_at = found, self._now()
+        rest_s = STALE_S - (self._now() - self._seen_at)
+        if rest_s > 0:
+            raise Owned(
+                f"the object store is in use by {_who(found)}; give this one another storage.url, or stop that one"
+                f" (if it is gone, this one takes over in {rest_s:.0f} s)"
+            )
+
+    async def _found(self) -> Mark | None:
+        try:
+            return msgspec.json.decode(await self._objects.read_bytes(OWNER, bytes_max=MARK_BYTES_MAX), type=Mark)
+        except NotFound:
+            return None
+        except msgspec.MsgspecError as error:
+            raise ObjectsUnavailable(
+                f"{OWNER} in the object store can't be read; if no orchestrator uses this store, remove it: {error}"
+            ) from None
+
+    async def _put(self, *, whole: bool, left: bool = False) -> None:
+        self._mark = msgspec.structs.replace(self._mark, turn=self._mark.turn + 1, whole=whole, left=left)
+        self._renewed_at = self._now()
+        await self._objects.put_bytes(OWNER, msgspec.json.encode(self._mark), content_type="application/json")
+
+
+def _who(mark: Mark) -> str:
+    return f"another orchestrator (process {mark.process} on {mark.host})"
