@@ -89,6 +89,23 @@ def top(
 
 
 @app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    remember: Annotated[
+        bool, typer.Option(help="Keep prompts in ~/.local/state/orchestrator for the up arrow.")
+    ] = True,
+    url: Url = None,
+    config: Config = None,
+) -> None:
+    """Talk to a model; with a pipe, answer what stdin asks on stdout."""
+    from orchestrator.cli import remote
+    from orchestrator.cli.chat import chat as talk
+
+    talk(*remote.where(url, config), model, system=system, remember=remember)
+
+
+@app.command()
 def start(
     model: Model,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -79,7 +79,7 @@ class Live:
 
     async def events(
         self, method: str, path: str, *, body: object = None, headers: dict[str, str] | None = None
-    ) -> AsyncIterator[tuple[str, str]]:
+    ) -> AsyncGenerator[tuple[str, str], None]:
         """Server-sent events as (name, data); a comment is an event with the name ``:``."""
         name, data = "", list[str]()
         async for line in self.lines(method, path, body=body, headers=headers):

@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return "".join(INSTEAD if _obeyed(char) else char for char in " ".join(text.split()))
 
 
+def plain(text: str) -> str:
+    """Likewise, with its lines, tabs and blanks as they are."""
+    return "".join(INSTEAD if _obeyed(char) and char not in "\n\t" else char for char in text)
+
+
 def safe_name(name: str, otherwise: str) -> str:
     """A name for a file in the current folder, whatever `name` is: no path, not hidden, no option. `otherwise` is for
     when nothing is left of it."""

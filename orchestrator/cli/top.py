@@ -14,7 +14,7 @@ from urllib.parse import quote
 import typer
 
 from orchestrator.cli.live import Live, decoded
-from orchestrator.cli.text import printable
+from orchestrator.cli.text import plain
 from ui.tui.snapshot import Counts, Snapshot, View
 from ui.tui.tables import VIEWS, summary
 
@@ -53,7 +53,7 @@ class HttpBoard:
         """Fit for a terminal, whatever the engine wrote."""
         path = f"/api/logs/{quote(replica, safe='')}?tail_bytes={LOG_TAIL_BYTES}&follow=1"
         async for line in self._live.lines("GET", path, silence_s=None):
-            yield printable(line)
+            yield plain(line)
 
 
 def top(url: str, key: str | None, *, once: bool, as_json: bool) -> None:

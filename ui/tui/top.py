@@ -6,6 +6,7 @@ import asyncio
 from enum import Enum
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
@@ -172,7 +173,8 @@ class TopApp(TerminalApp):
         widget.clear(columns=True)
         for index, heading in enumerate(table.headings):
             mark = (" ▼" if descending else " ▲") if index == column else ""
-            widget.add_column(Text(heading + mark, style="bold"))
+            width = max(cell_len(text) for text in (heading + mark, *(row.cells[index].text for row in rows)))
+            widget.add_column(Text(heading + mark, style="bold"), width=width)
         self._shown = rows
         for row in rows:
             widget.add_row(*(Text(cell.text, style=cell.style, no_wrap=True) for cell in row.cells), key=row.key)
