@@ -54,12 +54,17 @@ def holder_pid(data_dir: Path) -> int | None:
 
 def instance_id(data_dir: Path) -> str:
     """The random id that marks this folder's engines; made at first use."""
-    path = data_dir / INSTANCE_FILE
-    if path.exists() and (found := path.read_text().strip()):
+    if found := known_instance(data_dir):
         return found
     fresh = secrets.token_hex(8)
-    with path.open("w") as file:
+    with (data_dir / INSTANCE_FILE).open("w") as file:
         file.write(fresh)
         file.flush()
         os.fsync(file.fileno())
     return fresh
+
+
+def known_instance(data_dir: Path) -> str:
+    """The same, or nothing where there is none yet."""
+    path = data_dir / INSTANCE_FILE
+    return path.read_text().strip() if path.exists() else ""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from orchestrator.cli.finding import Finding, Level
 from orchestrator.cli.remote import size
 from orchestrator.documents.keys import RECORDS, SERIALS
+from orchestrator.documents.ownership import Ownership, Standing
 from orchestrator.errors import ConfigError, ObjectsUnavailable, OrchestratorError
-from orchestrator.instance_lock import InstanceLock, holder_pid
+from orchestrator.instance_lock import InstanceLock, holder_pid, instance_id, known_instance
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def check_documents(settings: Settings, *, repair: bool, quiet: bool) -> Iterato
     except ConfigError:
         what = f"documents were not compared: an orchestrator (process {holder_pid(data)}) is at work on {data}"
         remedy = f"stop it, then run {REPAIR if repair else '`orchestrator doctor`'} again"
-        yield Finding(level=Level.WARN, what=what, remedy=remedy)
+        yield Finding(level=Level.FAIL if repair else Level.WARN, what=what, remedy=remedy)
         return
     try:
         with _progress(quiet=quiet) as step:
@@ -78,6 +79,12 @@ async def _compared(objects: ObjectStore, data: Path, *, repair: bool, step: Ste
     except ObjectsUnavailable as error:
         yield Finding(level=Level.FAIL, what="the object store can't be used", remedy=str(error))
         return
+    instance = instance_id(data) if repair else known_instance(data)
+    ownership = Ownership(objects, instance=instance, monotonic=time.monotonic)
+    standing = await ownership.standing()
+    if standing is Standing.TAKEN:
+        yield _taken(repair=repair)
+        return
     path = data / "catalog.duckdb"
     recorded = await _has_records(objects)
     if not path.exists() and not recorded:
@@ -89,8 +96,14 @@ async def _compared(objects: ObjectStore, data: Path, *, repair: bool, step: Ste
         return
     catalog = Catalog(path)
     try:
-        async for finding in _Doctor(objects, catalog, data, repair=repair, step=step).findings(recorded=recorded):
+        if repair:
+            await ownership.claim()
+        doctor = _Doctor(objects, catalog, data, repair=repair, step=step)
+        async for finding in doctor.findings(recorded=recorded, behind=standing is Standing.BEHIND):
             yield finding
+        if repair and not catalog.error:
+            await ownership.caught_up()
+            await ownership.leave()
     finally:
         await asyncio.to_thread(catalog.close)
 
@@ -110,17 +123,18 @@ class _Doctor:
         self._now_unix = time.time()
         self._audit = Audit(catalog=catalog, objects=objects, now_unix=self._now_unix, step=step)
 
-    async def findings(self, *, recorded: bool) -> AsyncIterator[Finding]:
-        """All of them. `recorded`: there are records to fill a lost catalogue from."""
+    async def findings(self, *, recorded: bool, behind: bool) -> AsyncIterator[Finding]:
+        """All of them. `recorded`: there are records to fill a lost catalogue from. `behind`: it may lack some."""
         from storage.records import rebuild
 
         fresh = await self._shelf.fresh()
         if self._catalog.error:
             yield _unreadable(self._catalog.error)
             return
-        if fresh and recorded:
+        if (fresh or behind) and recorded:
             if not self._repair:
-                yield _unreadable("it was begun anew, and the service has not filled it yet")
+                why = "it was begun anew" if fresh else "another orchestrator has used the object store since"
+                yield _unreadable(f"{why}, and the service has not filled it yet")
                 return
             rebuilt = await rebuild(self._objects, self._shelf)
             what = f"mended: the catalogue was filled from the records, facts: {sum(rebuilt.counts.values())}"
@@ -243,6 +257,13 @@ def _of_content(found: ContentFound) -> Iterator[Finding]:
         yield Finding(level=Level.FAIL, what=what, remedy="cancel them and send them again", ids=found.lost_uploads)
     if not (found.lost or found.resized or found.lost_uploads):
         yield Finding(level=Level.OK, what=f"files, all with their content: {found.files}, {size(found.bytes)}")
+
+
+def _taken(*, repair: bool) -> Finding:
+    what = "the object store is in use by an orchestrator with another data folder"
+    again = REPAIR if repair else "`orchestrator doctor`"
+    remedy = f"run {again} there; or, if that one is gone, start the service here, which takes over after a minute"
+    return Finding(level=Level.FAIL, what=what, remedy=remedy)
 
 
 def _unreadable(fault: str) -> Finding:

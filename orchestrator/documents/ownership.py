@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from enum import Enum
 
 import msgspec
 
@@ -48,6 +49,17 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """Its owner has ended."""
 
 
+class Standing(Enum):
+    """How a data folder stands to an object store."""
+
+    OURS = "ours"
+    """Or nobody's: the catalogue here has all that is on record."""
+    BEHIND = "behind"
+    """Free to take, and the catalogue here may lack what another owner recorded."""
+    TAKEN = "taken"
+    """Another orchestrator may be at work on it."""
+
+
 class Ownership:
     """This process's claim. Its methods raise `errors.ObjectsUnavailable`, and none blocks."""
 
@@ -60,20 +72,23 @@ class Ownership:
         self._seen: Mark | None = None
         self._seen_at = 0.0
 
-    async def claim(self) -> bool:
-        """Take the store; whether the catalogue here may lack what another owner recorded.
+    async def standing(self) -> Standing:
+        """How it stands now; changes nothing."""
+        return self._standing(await self._found())
 
-        1. Nobody's, or this data folder's: it is taken.
-        2. Another's who has ended, or has not renewed its mark for `STALE_S`: it is taken over.
-        3. Another's: raises `Owned`, which says until when.
+    async def claim(self) -> bool:
+        """Take the store; whether the catalogue here may be behind, see `Standing`.
+
+        One that another has is taken over once that has not renewed its mark for `STALE_S`; until then this raises
+        `Owned`, and is called again.
         """
         found = await self._found()
-        if found is not None and found.instance != self._mark.instance and not found.left:
+        standing = self._standing(found)
+        if found is not None and standing is Standing.TAKEN:
             self._wait_for(found)
-        known = found is None or (found.instance == self._mark.instance and found.whole)
-        await self._put(whole=known)
+        await self._put(whole=standing is Standing.OURS)
         self._held = True
-        return not known
+        return standing is not Standing.OURS
 
     async def caught_up(self) -> None:
         """The catalogue has all that is on record."""
@@ -94,6 +109,11 @@ class Ownership:
         if self._held:
             self._held = False
             await self._put(whole=self._mark.whole, left=True)
+
+    def _standing(self, found: Mark | None) -> Standing:
+        if found is None or (found.instance == self._mark.instance and found.whole):
+            return Standing.OURS
+        return Standing.BEHIND if found.left or found.instance == self._mark.instance else Standing.TAKEN
 
     def _wait_for(self, found: Mark) -> None:
         if found != self._seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import pytest
 
 from orchestrator.cli.finding import Finding, Level
 from orchestrator.cli.storage_checks import check_documents
+from orchestrator.documents.ownership import Ownership
 from orchestrator.instance_lock import InstanceLock
 from orchestrator.settings import ServerSettings, Settings, StorageSettings
+from storage.objects_folder import FolderObjects
 from tests.cli.test_cli import orc
 from tests.storage.stored import FILES, fill
 
@@ -62,6 +65,43 @@ def test_beside_a_service_it_says_how(data: Path) -> None:
         lock.release()
     assert finding.level is Level.WARN
     assert "is at work on" in finding.what and "stop it" in finding.remedy
+
+
+def test_repair_beside_a_service_has_failed(data: Path) -> None:
+    lock = InstanceLock(data)
+    try:
+        (finding,) = doctor(data, repair=True)
+    finally:
+        lock.release()
+    assert finding.level is Level.FAIL
+
+
+def claimed(data: Path, *, left: bool) -> None:
+    """Another data folder has the object store."""
+
+    async def claim() -> None:
+        other = Ownership(FolderObjects(data / "objects"), instance="another", monotonic=lambda: 0.0)
+        await other.claim()
+        if left:
+            await other.leave()
+
+    asyncio.run(claim())
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_what_another_orchestrator_has_is_left_alone(data: Path, repair: bool) -> None:
+    claimed(data, left=False)
+    before = sorted(path for path in data.rglob("*") if path.name not in ("instance", "orchestrator.lock"))
+    (last,) = worst(doctor(data, repair=repair))
+    assert last.level is Level.FAIL and "another data folder" in last.what
+    assert sorted(path for path in data.rglob("*") if path.name not in ("instance", "orchestrator.lock")) == before
+
+
+def test_what_another_orchestrator_had_is_read_anew(data: Path) -> None:
+    claimed(data, left=True)
+    assert "another orchestrator" in worst(doctor(data))[0].what
+    for repair in (True, False):  # entries are numbered anew, so the service fills the index again
+        assert [finding.level for finding in worst(doctor(data, repair=repair))] == [Level.WARN]
 
 
 def test_an_object_store_that_is_away(data: Path) -> None:
