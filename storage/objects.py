@@ -157,7 +157,13 @@ def _whole(opened: Callable[[], Stream], bytes_max: int) -> bytes:
 
 
 def open_objects(
-    url: str, *, base: Path, endpoint_url: str | None, region: str | None, environ: Mapping[str, str]
+    url: str,
+    *,
+    base: Path,
+    endpoint_url: str | None,
+    region: str | None,
+    environ: Mapping[str, str],
+    public_endpoint_url: str | None = None,
 ) -> ObjectStore:
     """The store that `url` names: ``file://FOLDER`` (relative to `base`) or ``s3://BUCKET[/PREFIX]``. Touches nothing.
 
@@ -178,4 +184,12 @@ def open_objects(
     from storage.objects_s3 import S3Objects
     from storage.s3_connection import S3Place
 
-    return S3Objects(S3Place.of(bucket, prefix, endpoint_url=endpoint_url, region=region, environ=environ))
+    place = S3Place.of(
+        bucket,
+        prefix,
+        endpoint_url=endpoint_url,
+        public_endpoint_url=public_endpoint_url,
+        region=region,
+        environ=environ,
+    )
+    return S3Objects(place)

@@ -110,7 +110,12 @@ class S3Objects:
             "ResponseContentType": safe_type(content_type),
         }
         lasts_s = min(seconds, PRESIGN_S_MAX)
-        return await self._ask(lambda s3: s3.generate_presigned_url("get_object", Params=wanted, ExpiresIn=lasts_s))
+
+        def sign() -> str:
+            with self._connection.signing() as s3:
+                return s3.generate_presigned_url("get_object", Params=wanted, ExpiresIn=lasts_s)
+
+        return await self._calls.run(sign)
 
     async def check(self) -> None:
         """See `ports.ObjectStore.check`: writes a small object, reads it and removes it; makes a missing bucket."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -71,6 +72,8 @@ class S3Place:
     prefix: str = ""
     """Before every key; empty, or with a slash at its end."""
     endpoint_url: str | None = None
+    public_endpoint_url: str | None = None
+    """Where clients reach it, if that is not `endpoint_url`: for the URLs that are handed to them."""
     region: str | None = None
     access_key: str | None = None
     secret_key: str | None = field(default=None, repr=False)
@@ -78,13 +81,21 @@ class S3Place:
 
     @classmethod
     def of(
-        cls, bucket: str, prefix: str, *, endpoint_url: str | None, region: str | None, environ: Mapping[str, str]
+        cls,
+        bucket: str,
+        prefix: str,
+        *,
+        endpoint_url: str | None,
+        public_endpoint_url: str | None,
+        region: str | None,
+        environ: Mapping[str, str],
     ) -> S3Place:
         """As the settings say, and after them AWS's variables."""
         return cls(
             bucket=bucket,
             prefix=f"{prefix}/" if prefix else "",
             endpoint_url=endpoint_url or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None,
+            public_endpoint_url=public_endpoint_url,
             region=region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None,
             access_key=environ.get("AWS_ACCESS_KEY_ID") or None,
             secret_key=environ.get("AWS_SECRET_ACCESS_KEY") or None,
@@ -99,13 +110,20 @@ class S3Place:
         return f"the bucket {self.bucket!r} at {urlsplit(self.endpoint_url).netloc.rpartition('@')[2]}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Clients:
+    quick: S3Client
+    slow: S3Client
+    signing: S3Client
+
+
 class S3Connection:
     """boto3's clients for a place. Everything here blocks, and may be called from any thread."""
 
     def __init__(self, place: S3Place) -> None:
         self._place = place
         self._making = threading.Lock()
-        self._clients: tuple[S3Client, S3Client] | None = None
+        self._clients: _Clients | None = None
         self._silent_until = 0.0
         self._silent_because = ""
 
@@ -118,8 +136,14 @@ class S3Connection:
         if time.monotonic() < self._silent_until:
             raise ObjectsUnavailable(self._silent_because)
         with self.explaining():
-            quick, slow = self._made()
-            yield slow if patient else quick
+            clients = self._made()
+            yield clients.slow if patient else clients.quick
+
+    @contextlib.contextmanager
+    def signing(self) -> Iterator[S3Client]:
+        """A client that signs URLs for others, and asks nothing."""
+        with self.explaining():
+            yield self._made().signing
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
@@ -149,17 +173,18 @@ class S3Connection:
     def close(self) -> None:
         """Let go of the connections."""
         with self._making:
-            for client in self._clients or ():
-                client.close()
+            if self._clients is not None:
+                for client in (self._clients.quick, self._clients.slow, self._clients.signing):
+                    client.close()
             self._clients = None
 
-    def _made(self) -> tuple[S3Client, S3Client]:
+    def _made(self) -> _Clients:
         with self._making:
             if self._clients is None:
                 self._clients = self._make()
             return self._clients
 
-    def _make(self) -> tuple[S3Client, S3Client]:
+    def _make(self) -> _Clients:
         import boto3
 
         place = self._place
@@ -169,10 +194,13 @@ class S3Connection:
             aws_session_token=place.session_token,
         )
         region = place.region or session.region_name or REGION_DEFAULT
+        make, url = partial(_client, session, region), place.endpoint_url
         try:
-            quick = _client(session, region, place.endpoint_url, answer_timeout_s=ANSWER_TIMEOUT_S)
-            return quick, _client(
-                session, region, place.endpoint_url, answer_timeout_s=COMPLETE_TIMEOUT_S, attempts_max=1
+            quick = make(url, answer_timeout_s=ANSWER_TIMEOUT_S)
+            return _Clients(
+                quick=quick,
+                slow=make(url, answer_timeout_s=COMPLETE_TIMEOUT_S, attempts_max=1),
+                signing=make(place.public_endpoint_url or url, answer_timeout_s=ANSWER_TIMEOUT_S),
             )
         except ValueError:
             raise ObjectsUnavailable(f"{place.told} has no proper address: correct AWS_ENDPOINT_URL_S3") from None

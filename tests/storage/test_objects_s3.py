@@ -61,6 +61,26 @@ def dangling(server: S3Server, bucket: str) -> int:
         return len(client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()))
 
 
+def test_a_signed_url_names_the_address_that_clients_reach(s3_server: S3Server, bucket: str) -> None:
+    async def url() -> str:
+        store = open_objects(
+            f"s3://{bucket}",
+            base=Path(),
+            endpoint_url="http://s3.inside:8333",
+            public_endpoint_url=s3_server.url,
+            region=None,
+            environ=s3_server.environ,
+        )
+        try:
+            return await store.presign("a", seconds=60, filename="a", content_type="text/plain") or ""
+        finally:
+            await store.aclose()
+
+    with s3_server.client() as client:
+        client.put_object(Bucket=bucket, Key="a", Body=b"content")
+    assert httpx.get(asyncio.run(url())).content == b"content"
+
+
 def test_a_signed_url_gets_one_object_for_a_while(s3_server: S3Server, bucket: str) -> None:
     async def urls() -> tuple[str, str]:
         async with opened(bucket, s3_server.environ) as store:
