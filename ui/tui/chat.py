@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import ClassVar
 
+from markdown_it import MarkdownIt
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -21,11 +22,16 @@ CLOCK_S = 1.0
 ANSWER_CHARS_MAX = 2**20
 
 
+def _parser() -> MarkdownIt:
+    """Raw HTML is text to read: as HTML Textual would leave it out."""
+    return MarkdownIt("gfm-like", {"html": False})
+
+
 class Answer(Markdown):
     """One answer, drawn as fast as the terminal takes it. A link is shown, never opened: a model wrote it."""
 
     def __init__(self) -> None:
-        super().__init__(classes="it", open_links=False)
+        super().__init__(classes="it", parser_factory=_parser, open_links=False)
         self._pieces: list[str] = []
         self._drawn = Markdown.get_stream(self)
 
@@ -98,7 +104,7 @@ class ChatApp(TerminalApp):
         self._messages = asked = kept([*self._messages, Message("user", prompt)])
         talk, answer = self.query_one("#talk", VerticalScroll), Answer()
         talk.anchor()
-        await talk.mount(Static(plain(prompt), classes="you", markup=False), answer)
+        await talk.mount(Static(plain(f"› {prompt}"), classes="you", markup=False), answer)
         self._asked_at = monotonic()
         self._say("asking")
         told = "stopped"

@@ -22,7 +22,8 @@ q, Ctrl-C         leave
 
 ● ready  ◑ loading  ◔ starting  ↓ pulling  … queued
 ☾ sleeping  ◌ draining  ○ cold  ✗ failed
-LEFT: left by their client. 503: told to come back while cold."""
+LEFT: left by their client. 503: told to come back while cold.
+OTHERS: GiB that no engine of ours holds."""
 
 
 class Ask(ModalScreen[bool]):

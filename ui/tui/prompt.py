@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
+from textual.events import Key
 from textual.message import Message
 from textual.widgets import TextArea
+
+NEW_LINE = ("ctrl+j", "shift+enter", "alt+enter")
+"""Every terminal can send the first."""
 
 
 class Prompt(TextArea):
@@ -14,8 +18,8 @@ class Prompt(TextArea):
     asked before, the down arrow on the last one forth again."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", priority=True),
-        Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", key_display="^J", priority=True),
+        Binding("enter", "send", "Send", key_display="Enter"),
+        Binding(",".join(NEW_LINE), "newline", "New line", key_display="^j"),
         Binding("up", "earlier", show=False),
         Binding("down", "later", show=False),
     ]
@@ -32,6 +36,16 @@ class Prompt(TextArea):
         self._past = past
         self._at = len(past)
         self._unsent = ""
+
+    async def _on_key(self, event: Key) -> None:
+        """Here, where letters come too: as bindings with priority they would overtake letters typed before them."""
+        action = {"enter": self.action_send, **dict.fromkeys(NEW_LINE, self.action_newline)}.get(event.key)
+        if action is None:
+            await super()._on_key(event)
+            return
+        event.stop()
+        event.prevent_default()
+        action()
 
     def action_send(self) -> None:
         """Hand the text over; the one who takes it clears it."""

@@ -23,7 +23,7 @@ STYLES = {"ready": "green", "failed": "bold red", "cold": "dim", "sleeping": "di
 """Of a phase; the others are on their way, and yellow."""
 NAME_CHARS_MIN = 20
 NAME_CHARS_MAX = 60
-BAR_CHARS = 10
+BAR_CHARS = 6
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def seconds(value: float) -> str:
 
 
 def gibibytes(count: float) -> str:
-    """Bytes as GiB, as NVIDIA's tools count them."""
-    return f"{count / 2**30:.1f}"
+    """Bytes as GiB, as NVIDIA's tools count them, in at most 4 characters."""
+    found = count / 2**30
+    return f"{found:.1f}" if found < 99.9 else f"{found:.0f}"
 
 
 def models(snapshot: Snapshot, name_chars: int) -> Table:
@@ -99,7 +100,7 @@ def replicas(snapshot: Snapshot, name_chars: int) -> Table:
 def gpus(snapshot: Snapshot, name_chars: int) -> Table:
     """Each GPU: what is used of it beside what is leased."""
     rows = tuple(_gpu(view, name_chars) for view in snapshot.gpus)
-    return Table(("GPU", "STATE", "USED", "GiB", "LEASED", "FOREIGN", "HELD BY"), rows, "no GPU on this machine")
+    return Table(("GPU", "STATE", "USED", "GiB", "LEASED", "OTHERS", "HELD BY"), rows, "no GPU on this machine")
 
 
 def requests(snapshot: Snapshot, name_chars: int) -> Table:
@@ -115,7 +116,7 @@ VIEWS: dict[str, Callable[[Snapshot, int], Table]] = {
     "gpus": gpus,
     "requests": requests,
 }
-_BESIDE_NAME_CHARS = {"models": 52, "replicas": 61, "gpus": 62, "requests": 60}
+_BESIDE_NAME_CHARS = {"models": 52, "replicas": 61, "gpus": 58, "requests": 60}
 """What the other columns of each view take, their gaps included."""
 
 
@@ -199,7 +200,7 @@ def _gpu(view: View, chars: int) -> Row:
     filled = round(BAR_CHARS * used / total) if total else 0
     holders = ", ".join(sorted({holder["model"] for holder in view["holders"]}))
     cells = (
-        Cell(shortened(_gpu_name(view), 12), _gpu_name(view)),
+        Cell(shortened(_gpu_name(view), 8), _gpu_name(view)),
         Cell("● healthy", "healthy", "green") if view["healthy"] else Cell("✗ fault", "fault", "bold red"),
         Cell("█" * filled + "░" * (BAR_CHARS - filled), used / total if total else 0.0),
         Cell(f"{gibibytes(used)}/{gibibytes(total)}", used),

@@ -66,7 +66,7 @@ class TerminalApp(App[None]):
         self.theme = OWN_COLOURS.name
 
     def run_in_terminal(self) -> None:
-        """Run until the user leaves. Blocks."""
+        """Run until the user leaves. Blocks. Raises SystemExit after a bug of ours, which Textual has then shown."""
 
         async def until_left() -> None:
             loop = asyncio.get_running_loop()
@@ -75,3 +75,5 @@ class TerminalApp(App[None]):
             await self.run_async()
 
         asyncio.run(until_left())
+        if self.return_code:
+            raise SystemExit(self.return_code)
