@@ -41,6 +41,7 @@ from orchestrator.upstream import Timeouts
 from orchestrator.windows import warmed
 from storage.catalog import Catalog
 from storage.history import DuckHistory
+from ui.dashboard import Dashboard
 
 TICK_S = 1.0
 RELOAD_S = 1.0
@@ -155,13 +156,20 @@ class Service:
             pins=self._pins,
             version=importlib.metadata.version("orchestrator"),
         )
+        self._dashboard = Dashboard(
+            plane=self._control,
+            keys=self._keys,
+            sessions=self._sessions,
+            unix=self._clock.unix,
+            version=importlib.metadata.version("orchestrator"),
+        )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
         self._metrics.registry.register(self._library.gauges())
 
     def asgi(self) -> ASGIApp:
         """The outermost app."""
         control = Starlette(
-            routes=[*self._control.routes(), *self._library.routes()],
+            routes=[*self._control.routes(), *self._library.routes(), *self._dashboard.routes()],
             lifespan=self._lifespan,
             exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
         )
@@ -207,6 +215,7 @@ class Service:
         """The service has been told to end: held requests are told to come back, streams of events end."""
         self._activator.close()
         self._events.close()
+        self._dashboard.close()
 
     # --- health ---
 
@@ -242,6 +251,8 @@ class Service:
         self._loop_task.add_done_callback(_die_with)
         documents = asyncio.create_task(self._library.run(), name="documents")
         documents.add_done_callback(_die_with)
+        dashboard = asyncio.create_task(self._dashboard.run(), name="dashboard")
+        dashboard.add_done_callback(_die_with)
         scheduler = self._scheduler()
         try:
             await started.wait()
@@ -250,14 +261,11 @@ class Service:
         finally:
             scheduler.shutdown(wait=False)
             self.drain()
-            documents.remove_done_callback(_die_with)
-            documents.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await documents
-            self._loop_task.remove_done_callback(_die_with)
-            self._loop_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop_task
+            for task in (dashboard, documents, self._loop_task):
+                task.remove_done_callback(_die_with)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             if self.settings.runtime.on_exit == "stop":
                 await self._reconciler.stop_all(grace_s=STOP_GRACE_S)
             await self._parts.weights.aclose()
@@ -309,6 +317,7 @@ class Service:
             old = before.get(name)
             if old is None or old.track.phase is not route.track.phase or old.lanes != route.lanes:
                 self._events.send("model", self._control.view(route))
+                self._dashboard.changed()
 
 
 def _check(ok: bool, detail: str) -> dict[str, Any]:

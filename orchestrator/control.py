@@ -108,6 +108,21 @@ class Control:
         pinned = route.deployment.name in self._pins.models
         return model_view(route, held=held, traffic=traffic, pinned=pinned, now=self._clock.monotonic())
 
+    def models(self, key: Key) -> list[dict[str, Any]]:
+        """The models that the key may use, as ``GET /api/models`` shows them."""
+        return [self.view(route) for route in self._visible(key)]
+
+    def gpus(self, key: Key) -> list[dict[str, Any]]:
+        """The GPUs, with the replicas of those models, as ``GET /api/gpus`` shows them."""
+        fleet = self._fleet()
+        mine = [r for r in fleet.replicas.values() if key.may_use(r.model)]
+        return [gpu_view(g, fleet.foreign.get(g.uuid, 0), [r for r in mine if g.uuid in r.gpus]) for g in fleet.gpus]
+
+    async def starts(self, key: Key, *, model: str | None, limit: int) -> list[dict[str, Any]]:
+        """The starts of those models, the newest first, as ``GET /api/starts`` shows them."""
+        starts = await self._history.starts(model=model, limit=limit)
+        return [start_view(start) for start in starts if key.may_use(start.model)]
+
     def _needs(self, scope: Scope, handler: Callable[[Request, Key], Awaitable[Response]]) -> Handler:
         @functools.wraps(handler)
         async def guarded(request: Request) -> Response:
@@ -139,7 +154,7 @@ class Control:
         return Response(self._metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _models(self, request: Request, key: Key) -> Response:
-        return _list([self.view(route) for route in self._visible(key)])
+        return _list(self.models(key))
 
     async def _model(self, request: Request, key: Key) -> Response:
         return Json(self.view(self._route(request, key)))
@@ -149,17 +164,12 @@ class Control:
         return _list([replica_view(r, t, now) for route in self._visible(key) for r, t in _pairs(route)])
 
     async def _gpus(self, request: Request, key: Key) -> Response:
-        fleet = self._fleet()
-        mine = [r for r in fleet.replicas.values() if key.may_use(r.model)]
-        return _list(
-            [gpu_view(g, fleet.foreign.get(g.uuid, 0), [r for r in mine if g.uuid in r.gpus]) for g in fleet.gpus]
-        )
+        return _list(self.gpus(key))
 
     async def _starts(self, request: Request, key: Key) -> Response:
         model = request.query_params.get("model")
         limit = _number(request, "limit", 100, 1, STARTS_MAX)
-        starts = await self._history.starts(model=model, limit=limit)
-        return _list([start_view(start) for start in starts if key.may_use(start.model)])
+        return _list(await self.starts(key, model=model, limit=limit))
 
     async def _logs(self, request: Request, key: Key) -> Response:
         tail_bytes = _number(request, "tail_bytes", LOG_TAIL_BYTES_DEFAULT, 0, LOG_TAIL_BYTES_MAX)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.activator import Route
+from orchestrator.eta import ORDER
 from orchestrator.gpu import Gpu
 from orchestrator.model import IdleAction, Phase, Replica, StartRecord, Traffic, Weights
 from orchestrator.placement import lease_bytes
@@ -30,6 +31,7 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], pinne
         "elapsed_s": _rounded(now - (route.track.start_at or now) if on_its_way else now - route.track.phase_at),
         "eta_s": _rounded(eta_s if on_its_way else None),
         "expected_s": _rounded(eta_s),
+        "start": _start(route, now) if route.track.phase in ORDER else None,
         "error": "" if route.lanes else route.unfit or (route.backoff.error if route.backoff else ""),
         "retry_s": _rounded(max(route.backoff.retry_at - now, 0.0)) if route.backoff and not route.lanes else None,
         "in_flight": sum(lane.in_flight for lane in route.lanes),
@@ -110,6 +112,18 @@ def start_view(start: StartRecord) -> dict[str, Any]:
         "total_s": round(sum(start.seconds.values()), 3),
         "pulled_bytes": start.pulled_bytes,
         "weights_bytes": start.weights_bytes,
+    }
+
+
+def _start(route: Route, now: float) -> dict[str, Any]:
+    """A start under way: the seconds of the phases it has left, of the one it is in, and what each should take."""
+    seconds: dict[str, float] = {}
+    for phase, spent in route.track.seconds:
+        seconds[phase] = round(seconds.get(phase, 0.0) + spent, 3)
+    return {
+        "seconds": seconds,
+        "phase_s": _rounded(now - route.track.phase_at),
+        "expected": {phase.value: round(spent, 3) for phase, spent in route.expected.seconds.items()},
     }
 
 

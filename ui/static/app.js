@@ -1,0 +1,178 @@
+// What htmx can't do: clocks that tick, the line that says whether the page is live, logs, and chat.
+"use strict";
+
+const $ = (selector, root = document) => root.querySelector(selector);
+const all = (selector, root = document) => root.querySelectorAll(selector);
+const skew = Date.now() / 1000 - Number(document.body.dataset.now);
+const now = () => Date.now() / 1000 - skew;
+
+// --- clocks ---
+
+function words(seconds) {
+  if (seconds < 0.95) return seconds >= 0.05 ? `${seconds.toFixed(1)} s` : "0 s";
+  const s = Math.round(seconds), two = (n) => String(n).padStart(2, "0");
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${two(s % 60)} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+function tick() {
+  const at = now();
+  for (const e of all("time[data-since]")) e.textContent = words(Math.max(Math.round(at - e.dataset.since), 0));
+  for (const e of all("time[data-until]")) e.textContent = words(Math.max(Math.round(e.dataset.until - at), 0));
+  for (const e of all("progress[data-to]")) {
+    const { from, to } = e.dataset;
+    e.value = Math.max(0, Math.min((100 * (at - from)) / Math.max(to - from, 0.1), 99));
+  }
+}
+setInterval(tick, 500);
+
+// --- the live line ---
+
+function say(state, text) {
+  const line = $("#line");
+  if (!line || line.dataset.state === state) return;
+  line.dataset.state = state;
+  $(".text", line).textContent = text;
+}
+const on = (name, act) => document.body.addEventListener(name, act);
+on("htmx:sseOpen", () => say("live", "live"));
+on("htmx:sseError", () => say("lost", "connection lost, reconnecting …"));
+on("htmx:sseBeforeMessage", tick);
+on("htmx:oobAfterSwap", tick);
+
+// Events of ours that are no content: htmx hands over its source once it is open.
+on("htmx:sseOpen", ({ detail }) => {
+  detail.source.addEventListener("stale", () => location.reload());
+  detail.source.addEventListener("ended", () => location.assign("/dashboard/sign-in"));
+});
+
+function toast(text) {
+  const note = document.createElement("p");
+  note.textContent = text;
+  $("#toasts").append(note);
+  setTimeout(() => note.remove(), 8000);
+}
+on("htmx:responseError", ({ detail }) => toast(reason(detail.xhr.responseText, detail.xhr.status)));
+on("htmx:sendError", () => toast("the service does not answer"));
+on("htmx:configRequest", ({ detail }) => { detail.headers.Accept = "application/json"; });
+
+function reason(text, status) {
+  try { return JSON.parse(text).error.message; } catch { return `it answered ${status}`; }
+}
+
+for (const select of all("select[data-submits]")) select.addEventListener("change", () => select.form.submit());
+
+// --- chat ---
+
+async function* events(response) {
+  // Server-sent events, comments too: [field, value].
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      const at = line.indexOf(":");
+      if (at >= 0) yield [line.slice(0, at), line.slice(at + 1).trim()];
+    }
+  }
+}
+
+function chat(root) {
+  const talk = $("[data-talk]", root), waiting = $("[data-waiting]", root), form = $("[data-prompt]", root);
+  const text = $("textarea", form), send = $("[data-send]", form), cancel = $("[data-cancel]", form);
+  let messages = [], running = null;
+
+  function turn(role) {
+    const item = document.createElement("li"), who = document.createElement("span"), said = document.createElement("p");
+    item.dataset.role = role;
+    who.textContent = role === "user" ? "You" : root.dataset.model;
+    item.append(who, said);
+    talk.append(item);
+    item.scrollIntoView({ block: "nearest" });
+    return item;
+  }
+  function busy(controller) {
+    running = controller;
+    send.disabled = running !== null;
+    cancel.hidden = running === null;
+  }
+  function wait(words) {
+    waiting.hidden = !words;
+    waiting.textContent = words;
+  }
+  function meta(item, words, failed = false) {
+    const line = document.createElement("small");
+    line.textContent = words;
+    if (failed) item.dataset.failed = "";
+    item.append(line);
+  }
+
+  async function answer(item) {
+    const began = performance.now();
+    const headers = { "content-type": "application/json", prefer: `wait=${root.dataset.hold}, progress` };
+    const body = JSON.stringify({ model: root.dataset.model, messages, stream: true, stream_options: { include_usage: true } });
+    const response = await fetch("/v1/chat/completions", { method: "POST", headers, body, signal: running.signal });
+    if (!response.ok) throw new Error(reason(await response.text(), response.status));
+    const said = $("p", item);
+    let first = 0, usage = null;
+    for await (const [field, value] of events(response)) {
+      if (field === "") wait(value);
+      if (field !== "data" || value === "[DONE]") continue;
+      const chunk = JSON.parse(value);
+      if (chunk.error) throw new Error(chunk.error.message);
+      const delta = chunk.choices?.[0]?.delta?.content;
+      usage = chunk.usage ?? usage;
+      if (!delta) continue;
+      first ||= performance.now();
+      wait("");
+      said.textContent += delta;
+      item.scrollIntoView({ block: "nearest" });
+    }
+    const seconds = (ms) => words(ms / 1000), parts = [];
+    if (first) parts.push(`first words after ${seconds(first - began)}`);
+    parts.push(`${seconds(performance.now() - began)} in all`);
+    if (usage) parts.push(`${usage.prompt_tokens} + ${usage.completion_tokens} tokens`);
+    meta(item, parts.join(" · "));
+    return said.textContent;
+  }
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const asked = text.value.trim();
+    if (!asked || running || !root.dataset.model) return;
+    text.value = "";
+    messages.push({ role: "user", content: asked });
+    $("p", turn("user")).textContent = asked;
+    const item = turn("assistant");
+    busy(new AbortController());
+    try {
+      messages.push({ role: "assistant", content: await answer(item) });
+    } catch (error) {
+      meta(item, error.name === "AbortError" ? "stopped" : error.message, error.name !== "AbortError");
+      messages.pop();
+    } finally {
+      wait("");
+      busy(null);
+      text.focus();
+    }
+  });
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      form.requestSubmit();
+    }
+  });
+  cancel.addEventListener("click", () => running?.abort());
+  $("[data-clear]", form).addEventListener("click", () => {
+    running?.abort();
+    messages = [];
+    talk.replaceChildren();
+    text.focus();
+  });
+}
+for (const root of all("[data-chat]")) chat(root);
