@@ -1,4 +1,4 @@
-"""Reads documents in subprocesses, each limited in memory, processor time, wall time and output."""
+"""Reads documents in processes of their own, each limited in memory, processor time, wall time and output."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import contextlib
 import hashlib
 import json
 import math
-import os
+import secrets
 import shutil
 import signal
-import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -22,21 +20,8 @@ from orchestrator.documents.passages import PASSAGES_BYTES_MAX, PassagesDamaged,
 from orchestrator.documents.ports import Source
 from orchestrator.errors import Unreadable
 from storage.extract import formats, worker
+from storage.extract.warm import Ended, Warm, WarmGone
 
-READ_BYTES = 256 * 2**10
-COMPLAINT_BYTES = 4096
-"""So much of what a dying worker says last is looked at; never shown or logged, since it can hold the document's
-text."""
-ROOT = Path(__file__).resolve().parents[2]
-"""Where our own packages are."""
-KEPT_VARIABLES = ("LD_LIBRARY_PATH", "SYSTEMROOT")
-"""What Python itself may need of our environment; nothing else of it is passed on."""
-ONE_THREAD = {
-    "MALLOC_ARENA_MAX": "1",  # else each thread takes 64 MiB of address space
-    "OMP_NUM_THREADS": "1",
-    "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 OUT_OF_MEMORY = (b"memory allocation of", b"MemoryError", b"bad_alloc", b"out of memory", b"Out of memory")
 GAVE_UP = (-signal.SIGABRT, -signal.SIGTRAP, -signal.SIGILL)
 """How a parser in C or Rust ends itself; PDFium does so, without a word, when it gets no memory."""
@@ -45,13 +30,16 @@ FOLDER = "orchestrator-read-"
 STALE_S = 60
 """So long after no worker can be in it any more, such a folder is left over."""
 STACK_FULL = b"overflowed its stack"
+TRIES = 2
+"""Of one document, where the warm process ends under it."""
 
 
 class LimitedReader:
     """An `orchestrator.documents.ports.Extractor` on this machine.
 
-    At most `parallel_max` documents are read at once; further ones wait. Making one blocks for some milliseconds: it
-    reads the tokenizer's file, and clears away folders that a killed process left.
+    At most `parallel_max` documents are read at once; further ones wait. Each has a fork of one warm process, which the
+    first of them starts. Making a reader blocks for some milliseconds: it reads the tokenizer's file, and clears away
+    folders that a killed process left.
     """
 
     def __init__(
@@ -72,6 +60,7 @@ class LimitedReader:
         self._tokenizer = tokenizer
         self._version = _version(tokenizer)
         self._slots = asyncio.Semaphore(parallel_max)
+        self._warm: Warm | None = None
         _sweep(time_max_s + STALE_S)
 
     @property
@@ -79,53 +68,57 @@ class LimitedReader:
         """Of the readers, of kreuzberg, and of the tokenizer."""
         return self._version
 
+    def close(self) -> None:
+        """End the warm process, when nothing is being read any more. Blocks for a millisecond."""
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
+
     async def read(self, source: Source, chunking: Chunking, *, piece_tokens_max: int) -> Passages:
-        """The document in chunks, see `ports.Extractor.read`. Cancelling it ends the subprocess."""
-        job = self._job(source, chunking, piece_tokens_max)
+        """The document in chunks, see `ports.Extractor.read`. Cancelling it ends its process."""
+        folder = Path(tempfile.gettempdir(), FOLDER + secrets.token_hex(16))
+        job = json.dumps(self._job(source, chunking, piece_tokens_max, folder)).encode()
         async with self._slots:
-            with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
-                ended = await self._run(json.dumps(job).encode(), folder)
+            try:
+                ended = await self._run(job)
+            finally:
+                await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
         return await asyncio.to_thread(self._passages, ended)
 
-    def _job(self, source: Source, chunking: Chunking, piece_tokens_max: int) -> worker.Job:
+    def _job(self, source: Source, chunking: Chunking, piece_tokens_max: int, folder: Path) -> worker.Job:
         return {
-            "modules": [str(ROOT), *(place for place in sys.path if place and Path(place).is_absolute())],
-            "parent": os.getpid(),
-            "path": str(source.path.resolve()),
+            "folder": str(folder),
+            "path": str(source.path.absolute()),
             "filename": source.filename,
             "content_type": source.content_type,
             "chunk_tokens_max": chunking.chunk_tokens_max,
             "overlap_tokens": chunking.overlap_tokens,
             "piece_tokens_max": piece_tokens_max,
-            "tokenizer": str(self._tokenizer.resolve()) if self._tokenizer else None,
             "memory_bytes_max": self._memory_bytes_max,
             "time_max_s": math.ceil(self._time_max_s),
             "text_bytes_max": self._text_bytes_max,
         }
 
-    async def _run(self, job: bytes, folder: str) -> _Ended:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", worker.__file__),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=folder,
-            env=_environment(folder),
-            start_new_session=True,
-        )
-        try:
-            async with asyncio.timeout(self._time_max_s):
-                return await _ended(process, job)
-        except TimeoutError:
-            raise Unreadable(self._too_slow) from None
-        finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+    async def _run(self, job: bytes) -> Ended:
+        for _ in range(TRIES):
+            if self._warm is None:
+                self._warm = Warm(self._tokenizer)
+            warm = self._warm
+            try:
+                async with asyncio.timeout(self._time_max_s), warm.fork() as fork:
+                    return await fork.answer(job, PASSAGES_BYTES_MAX)
+            except TimeoutError:
+                raise Unreadable(self._too_slow) from None
+            except WarmGone:
+                if self._warm is warm:
+                    self._warm = None
+                await asyncio.to_thread(warm.close)
+        raise Unreadable("could not be read: its reader could not be kept running", code="server_error")
 
-    def _passages(self, ended: _Ended) -> Passages:
+    def _passages(self, ended: Ended) -> Passages:
         """What the worker found. Blocks; raises `Unreadable`."""
-        kind, answer = ended.answer[:1], ended.answer[1:]
+        said = b"".join(ended.answer)
+        kind, answer = said[:1], said[1:]
         if ended.code == 0 and kind == worker.FAILURE:
             failure: worker.Failure = json.loads(answer)
             raise Unreadable(failure["message"], code=failure["code"])
@@ -136,7 +129,7 @@ class LimitedReader:
         except PassagesDamaged as error:
             raise Unreadable(f"made its reader fail: {error}", code="server_error") from error
 
-    def _died(self, ended: _Ended) -> Unreadable:
+    def _died(self, ended: Ended) -> Unreadable:
         """Why a worker has no answer.
 
         1. Its processor time was over.
@@ -159,51 +152,6 @@ class LimitedReader:
     @property
     def _too_slow(self) -> str:
         return f"took more than {self._time_max_s:g} s to read"
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """A worker that is no more."""
-
-    code: int
-    answer: bytes
-    complaint: bytes
-
-
-async def _ended(process: asyncio.subprocess.Process, job: bytes) -> _Ended:
-    """Give the worker its job and take what it says until it ends."""
-    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
-    assert stdin is not None and stdout is not None and stderr is not None  # they are pipes
-    stdin.write(job)
-    stdin.close()
-    async with asyncio.TaskGroup() as tasks:
-        answer = tasks.create_task(_answer(process, stdout))
-        complaint = tasks.create_task(_complaint(stderr))
-    return _Ended(await process.wait(), answer.result(), complaint.result())
-
-
-async def _answer(process: asyncio.subprocess.Process, stream: asyncio.StreamReader) -> bytes:
-    parts: list[bytes] = []
-    total = 0
-    while part := await stream.read(READ_BYTES):
-        total += len(part)
-        if total > PASSAGES_BYTES_MAX:
-            process.kill()
-            return b""
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _complaint(stream: asyncio.StreamReader) -> bytes:
-    last = b""
-    while part := await stream.read(READ_BYTES):
-        last = (last + part)[-COMPLAINT_BYTES:]
-    return last
-
-
-def _environment(folder: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return {**kept, **ONE_THREAD, "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"}
 
 
 def _sweep(older_than_s: float) -> None:

@@ -1,12 +1,12 @@
-"""The subprocess that reads one document: ``python -I -S worker.py``. Everything it takes comes by its standard input.
+"""What a fork of the warm process (`server`) does: read one document. The job comes by its standard input.
 
-It confines itself before it looks at the document: address space, processor time, small files, no core, gone with
-its parent. It imports what the document's format needs and nothing else, since its start is most of what a small file
-costs. The answer is one byte, `PASSAGES` or `FAILURE`, and passages or JSON.
+It confines itself before it looks at the document: address space, processor time, small files, no core, a session of
+its own, gone with its parent. The answer is one byte, `PASSAGES` or `FAILURE`, and passages or JSON.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -14,11 +14,15 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import NoReturn, TypedDict
 
-if TYPE_CHECKING:
-    from orchestrator.documents.model import Passages
-    from storage.extract.blocks import Block
+from orchestrator.documents.model import Chunking, Passages
+from orchestrator.documents.passages import encode
+from orchestrator.errors import Unreadable
+from storage.extract import formats
+from storage.extract.blocks import Block
+from storage.extract.chunking import chunk
+from storage.extract.tokens import Offsets
 
 PASSAGES = b"P"
 FAILURE = b"F"
@@ -37,17 +41,14 @@ TITLE_CHARS_MAX = 300
 class Job(TypedDict):
     """What is to be done."""
 
-    modules: list[str]
-    """Where modules are found."""
-    parent: int
-    """Who waits for the answer."""
+    folder: str
+    """To make, and to work in."""
     path: str
     filename: str
     content_type: str
     chunk_tokens_max: int
     overlap_tokens: int
     piece_tokens_max: int
-    tokenizer: str | None
     memory_bytes_max: int
     time_max_s: int
     text_bytes_max: int
@@ -60,13 +61,12 @@ class Failure(TypedDict):
     message: str
 
 
-def main() -> None:
-    """Read the job, do it, write the answer."""
+def main(parent: int, offsets: Offsets) -> NoReturn:
+    """Read the job, do it, write the answer. `parent` is the process that was forked, `offsets` the tokens to count."""
     job: Job = json.loads(sys.stdin.buffer.read())
-    _confine(job)
-    sys.path.extend(job["modules"])
+    _confine(job, parent)
     try:
-        answer = PASSAGES + _passages(job)
+        answer = PASSAGES + encode(read(job, offsets))
     except BaseException as error:  # a parser in Rust panics with what is no Exception
         answer = FAILURE + json.dumps(_failure(error, job)).encode()
     sys.stdout.buffer.write(answer)
@@ -74,7 +74,11 @@ def main() -> None:
     os._exit(0)  # nothing is left to be tidied
 
 
-def _confine(job: Job) -> None:
+def _confine(job: Job, parent: int) -> None:
+    os.setsid()
+    Path(job["folder"]).mkdir(0o700, exist_ok=True)  # a try that ended early may have made it
+    os.chdir(job["folder"])
+    os.environ.update(HOME=job["folder"], TMPDIR=job["folder"])
     time_max_s = job["time_max_s"]
     for limit, most in (
         (resource.RLIMIT_CORE, 0),
@@ -84,29 +88,21 @@ def _confine(job: Job) -> None:
     ):
         resource.setrlimit(limit, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (time_max_s, time_max_s + CPU_GRACE_S))
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.nice(NICENESS)
-    if os.getppid() != job["parent"]:
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """Have this process killed when its parent ends, where the system can; end it at once if that happened."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
         os._exit(1)
 
 
-def _passages(job: Job) -> bytes:
-    from orchestrator.documents.passages import encode
-
-    return encode(read(job))
-
-
-def read(job: Job) -> Passages:
-    """The document in chunks. Raises `errors.Unreadable`, and whatever a broken document makes a parser raise."""
-    from orchestrator.documents.model import Chunking, Passages
-    from orchestrator.errors import Unreadable
-    from storage.extract import formats, tokens
-    from storage.extract.chunking import chunk
-
-    path, tokenizer = Path(job["path"]), job["tokenizer"]
+def read(job: Job, offsets: Offsets) -> Passages:
+    """The document in chunks. Raises `Unreadable`, and whatever a broken document makes a parser raise."""
+    path = Path(job["path"])
     format = formats.recognise(path, job["filename"], job["content_type"])
     if format not in formats.UNPACKED and path.stat().st_size > job["text_bytes_max"]:
         raise _too_much_text(job["text_bytes_max"])
@@ -116,7 +112,7 @@ def read(job: Job) -> Passages:
         chunk(
             _watched(document.blocks, headings, job["text_bytes_max"]),
             Chunking(chunk_tokens_max=job["chunk_tokens_max"], overlap_tokens=job["overlap_tokens"]),
-            tokens.tokenizer_offsets(Path(tokenizer)) if tokenizer else tokens.estimated,
+            offsets,
             piece_tokens_max=job["piece_tokens_max"],
             locate=document.locate,
         )
@@ -140,15 +136,11 @@ def _watched(blocks: Iterable[Block], headings: list[str], bytes_max: int) -> It
 
 
 def _too_much_text(bytes_max: int) -> Exception:
-    from orchestrator.errors import Unreadable
-
     return Unreadable(f"holds more than {bytes_max // 2**20} MiB of text")
 
 
 def _failure(error: BaseException, job: Job) -> Failure:
     """What a client may know of it: never a parser's own words, which can hold the document's."""
-    from orchestrator.errors import Unreadable
-
     if isinstance(error, Unreadable):
         return {"code": error.code, "message": str(error)}
     if isinstance(error, MemoryError):
@@ -161,7 +153,3 @@ def _failure(error: BaseException, job: Job) -> Failure:
 def too_large(memory_bytes_max: int) -> str:
     """The sentence for a document that needs more memory than it may have."""
     return f"needs more than {memory_bytes_max / 2**30:g} GiB of memory to be read"
-
-
-if __name__ == "__main__":
-    main()

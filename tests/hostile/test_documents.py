@@ -20,7 +20,7 @@ import pytest
 from orchestrator.documents.model import CHUNK_TOKENS_DEFAULT, Chunking, Passages
 from orchestrator.documents.ports import Source
 from orchestrator.errors import Unreadable
-from storage.extract import worker
+from storage.extract import server
 from storage.extract.reader import LimitedReader
 from storage.extract.tokens import estimated
 from tests.storage import documents
@@ -320,6 +320,7 @@ async def _read(path: Path, name: str, lag: LagMeter) -> Passages | Unreadable:
         return error
     finally:
         meter.cancel()
+        reader.close()
 
 
 def _bounded(found: Passages) -> None:
@@ -353,7 +354,7 @@ def _endures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: C
     assert not list(temporary.iterdir())
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            assert worker.__file__ not in child.cmdline()
+            assert server.__file__ not in child.cmdline()
 
 
 @pytest.mark.parametrize(("name", "make"), QUICK, ids=[make.__name__ for _, make in QUICK])

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,7 +22,7 @@ from orchestrator.documents.model import Chunk, Chunking, Passages, Place
 from orchestrator.documents.passages import PassagesDamaged, decode, encode
 from orchestrator.documents.ports import Source
 from orchestrator.errors import Unreadable
-from storage.extract import worker
+from storage.extract import server
 from storage.extract.reader import LimitedReader
 from storage.extract.source_text import read_text
 from tests.storage import documents
@@ -39,32 +41,42 @@ def reader(*, memory: int = BYTES, seconds: float = 60, text: int = 64 * 2**20, 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where documents lie; when the test ends, neither a worker nor its temporary folder may be left."""
+    """Where documents lie; when the test ends, neither a process nor a temporary folder may be left."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     yield tmp_path
     assert not list(temporary.iterdir())
-    assert not workers()
+    assert not warm()
 
 
-def workers() -> list[psutil.Process]:
-    """Those of ours."""
-    return [child for child in psutil.Process().children(recursive=True) if _works(child)]
+def warm() -> list[psutil.Process]:
+    """The processes that workers are forks of; ours."""
+    return [child for child in psutil.Process().children() if _serves(child)]
 
 
-def _works(process: psutil.Process) -> bool:
+def _serves(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and worker.__file__ in process.cmdline()
+        return server.__file__ in process.cmdline()
     except psutil.NoSuchProcess:
         return False  # it ended just now
 
 
-def read(folder: Path, name: str, data: bytes, content_type: str = "", by: LimitedReader | None = None) -> Passages:
+def workers() -> list[psutil.Process]:
+    """Those at work, and zombies."""
+    return [worker for process in warm() for worker in process.children()]
+
+
+def source_of(folder: Path, name: str, data: bytes, content_type: str = "") -> Source:
     path = folder / "source"
     path.write_bytes(data)
-    source = Source(path=path, filename=name, content_type=content_type)
-    return asyncio.run((by or reader()).read(source, Chunking(), piece_tokens_max=254))
+    return Source(path=path, filename=name, content_type=content_type)
+
+
+def read(folder: Path, name: str, data: bytes, content_type: str = "", by: LimitedReader | None = None) -> Passages:
+    with closing(by or reader()) as limited:
+        source = source_of(folder, name, data, content_type)
+        return asyncio.run(limited.read(source, Chunking(), piece_tokens_max=254))
 
 
 def refused(folder: Path, name: str, data: bytes, by: LimitedReader | None = None) -> tuple[str, str]:
@@ -314,13 +326,19 @@ def test_without_the_extra_the_remedy_is_named(folder: Path, tmp_path: Path, mon
 # --- the subprocess ---
 
 PROBE = """
-import json, os, resource, socket, sys
+import json, os, resource, sys
 from orchestrator.errors import Unreadable
-raise Unreadable(json.dumps({
-    "environment": dict(os.environ), "held": os.listdir("."), "session": os.getsid(0) == os.getpid(),
-    "memory": resource.getrlimit(resource.RLIMIT_AS), "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
-    "argv": sys.argv, "modules": [name for name in ("kreuzberg", "asyncio", "numpy", "site") if name in sys.modules],
-}))
+
+def told(**_):
+    raise Unreadable(json.dumps({
+        "environment": dict(os.environ), "held": os.listdir("."), "session": os.getsid(0) == os.getpid(),
+        "memory": resource.getrlimit(resource.RLIMIT_AS), "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
+        "argv": sys.argv,
+        "modules": [name for name in ("kreuzberg", "asyncio", "numpy", "site") if name in sys.modules],
+        "open": [os.readlink(f"/proc/self/fd/{fd}") for fd in range(64) if os.path.exists(f"/proc/self/fd/{fd}")],
+    }))
+
+ExtractionConfig = PageConfig = told
 """
 
 
@@ -344,34 +362,34 @@ def test_the_worker_has_no_secrets_and_little_else(
     assert told["memory"] == [BYTES, BYTES]
     assert told["core"] == 0
     assert told["modules"] == ["kreuzberg"]
+    assert [what.partition(":")[0] for what in told["open"]] == ["socket"] * 3
 
 
-async def _hanging(folder: Path, by: LimitedReader) -> asyncio.Task[Passages]:
+async def _hanging(folder: Path, by: LimitedReader, words: int = 6_000_000) -> asyncio.Task[Passages]:
     """A document whose reading takes long, under way."""
-    path = folder / "source"
-    path.write_bytes(b"word " * 6_000_000)
-    source = Source(path=path, filename="a.txt", content_type="")
+    source = source_of(folder, "a.txt", b"word " * words)
     task = asyncio.create_task(by.read(source, Chunking(), piece_tokens_max=254))
     await asyncio.to_thread(until, workers)
     return task
 
 
 def test_cancelling_ends_the_worker(folder: Path) -> None:
-    async def cancelled() -> None:
-        task = await _hanging(folder, reader())
+    async def cancelled(by: LimitedReader) -> None:
+        task = await _hanging(folder, by)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not workers()
+        assert not list((folder / "temporary").iterdir())
+        assert len(warm()) == 1
 
-    asyncio.run(cancelled())
+    with closing(reader()) as by:
+        asyncio.run(cancelled(by))
 
 
 def test_no_more_than_allowed_at_once(folder: Path) -> None:
-    async def crowded() -> int:
-        by = reader(parallel=2)
-        (folder / "source").write_bytes(b"word " * 200_000)
-        source = Source(path=folder / "source", filename="a.txt", content_type="")
+    async def crowded(by: LimitedReader) -> int:
+        source = source_of(folder, "a.txt", b"word " * 200_000)
         tasks = [asyncio.create_task(by.read(source, Chunking(), piece_tokens_max=254)) for _ in range(6)]
         most = 0
         while not all(task.done() for task in tasks):
@@ -380,7 +398,79 @@ def test_no_more_than_allowed_at_once(folder: Path) -> None:
         assert all(task.result().chunks for task in tasks)
         return most
 
-    assert 1 <= asyncio.run(crowded()) <= 2
+    with closing(reader(parallel=2)) as by:
+        assert 1 <= asyncio.run(crowded(by)) <= 2
+
+
+def test_workers_are_forks_of_one_process_and_do_not_disturb_each_other(folder: Path) -> None:
+    async def several(by: LimitedReader) -> list[Passages | BaseException]:
+        (folder / "bad").write_bytes(b"word " * 8_000_000)
+        bad = Source(path=folder / "bad", filename="a.txt", content_type="")
+        good = source_of(folder, "a.txt", b"good " * 200_000)
+        reads = [by.read(source, Chunking(), piece_tokens_max=254) for source in (bad, good, bad, good)]
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        assert len(warm()) == 1
+        assert not workers()
+        return found
+
+    with closing(reader(memory=150 * 2**20, parallel=4)) as by:
+        found = asyncio.run(several(by))
+    assert [str(each)[:15] for each in found[::2]] == ["needs more than"] * 2
+    assert all(isinstance(each, Passages) for each in found[1::2])
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (signal.SIGSEGV, "made its reader crash (SIGSEGV)"),
+        (signal.SIGABRT, "made its reader give up, most likely for want of memory"),
+        (signal.SIGKILL, "needs more than 1 GiB of memory to be read"),
+        (signal.SIGXCPU, "took more than 60 s to read"),
+    ],
+)
+def test_how_a_worker_ended_is_told(folder: Path, end: signal.Signals, message: str) -> None:
+    async def ended(by: LimitedReader) -> None:
+        task = await _hanging(folder, by)
+        [worker] = workers()
+        await asyncio.to_thread(until, lambda: os.getsid(worker.pid) == worker.pid)  # before it looks at the document
+        worker.send_signal(end)
+        with pytest.raises(Unreadable) as caught:
+            await task
+        assert str(caught.value) == message
+
+    with closing(reader()) as by:
+        asyncio.run(ended(by))
+
+
+def test_a_document_outlives_the_warm_process(folder: Path) -> None:
+    async def survived(by: LimitedReader, ends: int) -> Passages:
+        task = await _hanging(folder, by, words=1_000_000)
+        for _ in range(ends):
+            [process] = warm()
+            process.kill()
+            await asyncio.to_thread(until, partial(_replaced, process, task))
+        return await task
+
+    with closing(reader()) as by:
+        assert asyncio.run(survived(by, 1)).chunks
+        with pytest.raises(Unreadable, match="could not be kept running") as caught:
+            asyncio.run(survived(by, 2))
+        assert caught.value.code == "server_error"
+
+
+def _replaced(process: psutil.Process, task: asyncio.Task[Passages]) -> bool:
+    return task.done() or (process not in warm() and bool(workers()))
+
+
+def test_a_service_managers_word_to_all_spoils_no_document(folder: Path) -> None:
+    async def told(by: LimitedReader) -> Passages:
+        task = await _hanging(folder, by, words=1_000_000)
+        for process in (*workers(), *warm()):
+            process.terminate()
+        return await task
+
+    with closing(reader()) as by:
+        assert asyncio.run(told(by)).chunks
 
 
 PARENT = """
@@ -399,12 +489,13 @@ asyncio.run(reader.read(source, Chunking(), piece_tokens_max=254))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
-def test_a_killed_parent_takes_the_worker_along(tmp_path: Path) -> None:
+def test_a_killed_parent_takes_all_along(tmp_path: Path) -> None:
     path = tmp_path / "source"
     path.write_bytes(b"word " * 10_000_000)
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", PARENT, str(path)], env=environ) as parent:
-        children = until(lambda: psutil.Process(parent.pid).children())
+        warm = until(lambda: psutil.Process(parent.pid).children())
+        children = warm + until(warm[0].children)
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
         until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), 10)
@@ -453,7 +544,7 @@ def test_passages_come_back_from_bytes() -> None:
 
 def test_damaged_passages_are_told() -> None:
     data = encode(PASSAGES)
-    damaged = [b"", data[:1], data[:-1], data[:500], b"\2" + data[1:], data[:400] + b"\0\0\0" + data[403:]]
+    damaged = [b"", data[:1], data[:-1], data[:500], b"\1" + data[1:], data[:400] + b"\0\0\0" + data[403:]]
     for bad in damaged:
         with pytest.raises(PassagesDamaged):
             decode(bad)
