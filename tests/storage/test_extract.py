@@ -544,7 +544,7 @@ def test_passages_come_back_from_bytes() -> None:
 
 def test_damaged_passages_are_told() -> None:
     data = encode(PASSAGES)
-    damaged = [b"", data[:1], data[:-1], data[:500], b"\1" + data[1:], data[:400] + b"\0\0\0" + data[403:]]
+    damaged = [b"", data[:1], data[:-1], data[:500], b"\2" + data[1:], data[:400] + b"\0\0\0" + data[403:]]
     for bad in damaged:
         with pytest.raises(PassagesDamaged):
             decode(bad)
