@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.eta import Expected, remaining_s
 from orchestrator.gpu import Wait
 from orchestrator.hold import Line, Turn
+from orchestrator.key import Key
 from orchestrator.model import Backoff, Demand, Deployment, Phase, Replica, Track, Traffic, Weights
 from orchestrator.upstream import Pool
 
@@ -21,14 +22,42 @@ DROPPED_S = 1.0
 """Long enough for the loop to see that the engine is gone; if it is not, its lane is back after this."""
 
 
+KEY_SHARE = 4
+"""A key alone may hold four fifths of `held_max`; two, four ninths each."""
+
+
 class Lane:
     """The way to one ready replica, and the count of what is on it."""
 
-    def __init__(self, replica: str, pool: Pool) -> None:
+    def __init__(self, replica: str, pool: Pool, *, gpus: int = 0) -> None:
         self.replica = replica
         self.pool = pool
+        self.gpus = gpus
         self.in_flight = 0
         self.last_byte_at: float | None = None
+        self._share_s = 0.0
+        self._share_at = 0.0
+
+    def enter(self, now: float) -> float:
+        """One more request is at it. Returns what `leave` wants to know."""
+        self._advance(now)
+        self.in_flight += 1
+        return self._share_s
+
+    def leave(self, now: float, since: float) -> float:
+        """One is done. Returns its GPU-seconds: at each moment, its part of the replica's among those in flight.
+
+        `_share_s` is what one request that is always there would have had: the virtual time of processor sharing.
+        """
+        self._advance(now)
+        self.in_flight -= 1
+        self.last_byte_at = now
+        return (self._share_s - since) * self.gpus
+
+    def _advance(self, now: float) -> None:
+        if self.in_flight:
+            self._share_s += (now - self._share_at) / self.in_flight
+        self._share_at = now
 
     def traffic(self) -> Traffic:
         """The counts as the loop reads them."""
@@ -99,6 +128,7 @@ class Activator:
             if route is None or route.given_up(now):
                 line.dismiss()
             elif route.lanes:
+                line.places = route.deployment.limits.max_concurrent
                 line.open()
             else:
                 line.shut()
@@ -108,33 +138,51 @@ class Activator:
         models = {*self._demand, *self._lines, *self.routes}
         return {model: self._demand_of(model) for model in models}
 
-    def lane(self, model: str) -> Lane | None:
-        """The lane for a request that need not wait: the hot path."""
-        route = self.routes.get(model)
-        if route is None or not route.lanes:
+    def lane(self, route: Route, key: Key) -> tuple[Lane, Turn | None] | None:
+        """The lane for a request that need not wait, the hot path; the caller ends the turn, if there is one."""
+        if not route.lanes:
             return None
-        line = self._lines.get(model)
-        return None if line is not None and line.busy else _least_loaded(route.lanes)
+        limited = route.deployment.limits.max_concurrent
+        line = self._lines.get(route.deployment.name)
+        if not limited:
+            return None if line is not None and line.busy else (_least_loaded(route.lanes), None)
+        turn = (line or self._line(route)).enter(key)
+        return None if turn is None else (_least_loaded(route.lanes), turn)
 
-    async def stand(self, model: str, timeout_s: float) -> tuple[Lane, Turn] | None:
+    async def stand(self, model: str, key: Key, timeout_s: float) -> tuple[Lane, Turn] | None:
         """Hold the caller until it may go, at most `timeout_s`; None when it may not.
 
-        The caller settles the turn. Returns None at once when too many are held already.
+        The caller ends the turn. Returns None at once when too many are held already, or too many of the key's.
         """
-        if self.held >= self._held_max:
+        if self._is_full(key):
             return None
-        line = self._lines.setdefault(model, Line())
-        if self.routes[model].lanes:
-            line.open()
+        line = self._line(self.routes[model])
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + timeout_s
-        while (turn := await line.stand(max(ends_at - loop.time(), 0.0))) is not None:
+        while (turn := await line.stand(key, max(ends_at - loop.time(), 0.0))) is not None:
             route = self.routes.get(model)
             if route is not None and route.lanes:
                 return _least_loaded(route.lanes), turn
             line.shut()  # its engine has just gone: nobody else is let go into nothing, and this one stands on
-            turn.lost()
+            turn.over()
         return None
+
+    def _line(self, route: Route) -> Line:
+        line = self._lines.get(route.deployment.name)
+        if line is None:
+            line = self._lines[route.deployment.name] = Line()
+            line.places = route.deployment.limits.max_concurrent
+        if route.lanes:
+            line.open()
+        return line
+
+    def _is_full(self, key: Key) -> bool:
+        """A key may hold `KEY_SHARE` times what it leaves free, so that there is always room for another's; all of it
+        where there are no keys. After dynamic thresholds (A. Choudhury, E. Hahne, 1998)."""
+        free = self._held_max - self.held
+        if not key.name:
+            return free <= 0
+        return sum(line.held_of(key.name) for line in self._lines.values()) >= free * KEY_SHARE
 
     def ask(self, model: str, now: float) -> None:
         """Somebody wants the model."""

@@ -27,8 +27,10 @@ from orchestrator.control import Control, on_api_error, on_bug, on_http_exceptio
 from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
 from orchestrator.express import ExpressLane
+from orchestrator.gate import Gate
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.library import Library
+from orchestrator.meter import Meter
 from orchestrator.metrics import Metrics
 from orchestrator.model import Deployment
 from orchestrator.parts import build
@@ -38,9 +40,13 @@ from orchestrator.reconcile import Reconciler
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
 from orchestrator.upstream import Timeouts
+from orchestrator.usage import Ledger
+from orchestrator.usage_api import UsageApi
+from orchestrator.usage_book import UsageBook
 from orchestrator.windows import warmed
 from storage.catalog import Catalog
 from storage.history import DuckHistory
+from storage.usage import DuckUsage, table_file
 from ui.dashboard import Dashboard
 
 TICK_S = 1.0
@@ -111,11 +117,23 @@ class Service:
         self._wakeup = asyncio.Event()
         self._pins = Pins(data / "pins.json", changed=self._apply)
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
+        self._gate = Gate()
+        self._ledger = Ledger()
+        self._meter = Meter(
+            gate=self._gate,
+            ledger=self._ledger if settings.usage.enabled else None,
+            metrics=self._metrics,
+            monotonic=self._clock.monotonic,
+            unix=self._clock.unix,
+        )
         parts = build(settings, data, instance_id(data))
         self._parts = parts
         self._runtime = parts.runtime
         self._catalog = Catalog(data / "catalog.duckdb")
         self._history = DuckHistory(self._catalog)
+        store = DuckUsage(self._catalog)
+        self._usage = UsageBook(ledger=self._ledger, gate=self._gate, store=store, clock=self._clock)
+        self._usage_api = UsageApi(book=self._usage, store=store, keys=self._keys, table_file=table_file)
         self._library = Library(
             settings=settings,
             data=data,
@@ -169,7 +187,12 @@ class Service:
     def asgi(self) -> ASGIApp:
         """The outermost app."""
         control = Starlette(
-            routes=[*self._control.routes(), *self._library.routes(), *self._dashboard.routes()],
+            routes=[
+                *self._control.routes(),
+                *self._usage_api.routes(),
+                *self._library.routes(),
+                *self._dashboard.routes(),
+            ],
             lifespan=self._lifespan,
             exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
         )
@@ -178,7 +201,7 @@ class Service:
             LabelledAnswers(control, self._request_ids),
             activator=self._activator,
             keys=self._keys,
-            metrics=self._metrics,
+            meter=self._meter,
             limits=self.settings.activator,
             body_bytes_max=self.settings.server.body_bytes_max,
             request_id=self._request_ids,
@@ -197,7 +220,7 @@ class Service:
         return ExpressLane(
             activator=self._activator,
             keys=self._keys,
-            metrics=self._metrics,
+            meter=self._meter,
             request_id=self._request_ids,
             monotonic=self._clock.monotonic,
             wake=self._wakeup.set,
@@ -235,6 +258,7 @@ class Service:
             "keys": _check(not self._keys.error, self._keys.error),
             "configuration": _check(not self._watched.error, self._watched.error),
             "history": _check(not self._catalog.error, self._catalog.error),
+            "usage": _check(not self._usage.error, self._usage.error),
             **{name: _check(ok, detail) for name, (ok, detail) in self._library.checks().items()},
             "disk": _check(free_bytes > DISK_FREE_BYTES_MIN, f"{free_bytes // 2**20} MiB free in the data folder"),
         }
@@ -253,6 +277,9 @@ class Service:
         documents.add_done_callback(_die_with)
         dashboard = asyncio.create_task(self._dashboard.run(), name="dashboard")
         dashboard.add_done_callback(_die_with)
+        await self._usage.begin()
+        usage = asyncio.create_task(self._usage.run(), name="usage")
+        usage.add_done_callback(_die_with)
         scheduler = self._scheduler()
         try:
             await started.wait()
@@ -274,6 +301,11 @@ class Service:
             self._runtime.close()
             self._parts.gpu_reader.close()
             await self._library.aclose()
+            usage.remove_done_callback(_die_with)
+            usage.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await usage
+            await self._usage.flush()
             await asyncio.to_thread(self._catalog.close)
             self._lock.release()
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import ConfigError
+from orchestrator.limits import NONE, Limits
 from orchestrator.model import Deployment, EngineKind, IdleAction
 from orchestrator.settings import (
     ENV_PREFIX,
@@ -81,8 +82,10 @@ def _deployment(name: str, model: ModelSettings, settings: Settings, folder: Pat
         if model.idle_action is IdleAction.SLEEP:
             raise ConfigError(f'models."{name}".idle_action: only vLLM can sleep')
         lifecycle["idle_action"] = IdleAction.STOP
+    limits = {key: lifecycle.pop(key) for key in ("requests_per_minute", "tokens_per_minute", "max_concurrent")}
     return Deployment(
         name=name,
+        limits=Limits(**limits) if any(limits.values()) else NONE,
         engine=model.engine,
         source=source,
         revision=revision,

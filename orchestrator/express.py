@@ -8,7 +8,6 @@ again from the start. What both do alike lives in `wire`, `reader` and `proxy`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
 from uvicorn._types import HTTPScope
@@ -19,9 +18,10 @@ from orchestrator.auth import KeyRing
 from orchestrator.browsers import by_browser
 from orchestrator.errors import ApiError
 from orchestrator.guard import GuardedProtocol
-from orchestrator.metrics import Metrics, ModelMetrics
+from orchestrator.hold import Turn
+from orchestrator.meter import Bill, Meter, Outcome
 from orchestrator.model import Scope
-from orchestrator.proxy import TAIL_BYTES, TARGETS, count_tokens, fault
+from orchestrator.proxy import TARGETS, fault
 from orchestrator.reader import peek
 from orchestrator.upstream import Headers, UpstreamError, UpstreamUnreachable
 
@@ -39,14 +39,14 @@ class ExpressLane:
         *,
         activator: Activator,
         keys: KeyRing,
-        metrics: Metrics,
+        meter: Meter,
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
         self._activator = activator
         self._keys = keys
-        self._metrics = metrics
+        self._meter = meter
         self._request_id = request_id
         self.monotonic = monotonic
         self.wake = wake
@@ -60,15 +60,21 @@ class ExpressLane:
         headers, body = cast(Headers, cycle.scope["headers"]), bytes(cycle.body)
         try:
             key = self._keys.admit(headers, Scope.REALTIME)
-            model = peek(body).model
+            asked = peek(body)
+            route = self._activator.routes.get(asked.model)
+            if route is None or not key.may_use(asked.model):
+                return None
+            bill = self._meter.open(key, route.deployment, asked, len(body))
         except ApiError:
             return None
-        lane = self._activator.lane(model) if key.may_use(model) else None
-        if lane is None:
+        found = self._activator.lane(route, key)
+        if found is None:
+            bill.withdraw()
             return None
-        ride = Ride(self, client, cycle, lane, self._metrics.of(model), self._request_id())
         target, query = PATHS[cycle.scope["path"]], cycle.scope["query_string"]
-        head = wire.request_head(target, query, lane.pool.authority, headers, ride.request_id, len(body))
+        body = bill.ask(target, body, asked)
+        ride = Ride(self, client, cycle, *found, bill, self._request_id())
+        head = wire.request_head(target, query, ride.authority, headers, ride.request_id, len(body))
         return ride if ride.depart(head, body) else None
 
 
@@ -76,16 +82,15 @@ class Ride:
     """One request on its way. Implements `guard.Ride` and `upstream.Listener`."""
 
     __slots__ = (
-        "_began_at",
+        "_bill",
         "_chunked",
         "_client",
         "_connection",
         "_cycle",
         "_express",
         "_lane",
-        "_metrics",
         "_streaming",
-        "_tail",
+        "_turn",
         "request_id",
     )
 
@@ -95,23 +100,28 @@ class Ride:
         client: GuardedProtocol,
         cycle: RequestResponseCycle,
         lane: Lane,
-        metrics: ModelMetrics,
+        turn: Turn | None,
+        bill: Bill,
         request_id: bytes,
     ) -> None:
         self._express, self._client, self._cycle = express, client, cycle
-        self._lane, self._metrics = lane, metrics
+        self._lane, self._turn, self._bill = lane, turn, bill
         self.request_id = request_id
-        self._began_at = perf_counter()
         self._streaming = self._chunked = False
-        self._tail = b""
+
+    @property
+    def authority(self) -> bytes:
+        """The engine's."""
+        return self._lane.pool.authority
 
     def depart(self, head: bytes, body: bytes) -> bool:
         """Send the request; False when no connection is idle."""
         connection = self._lane.pool.begin(head, body, self)
         if connection is None:
+            self._go_back()
             return False
         self._connection = connection
-        self._lane.in_flight += 1
+        self._bill.enter(self._lane)
         return True
 
     # --- guard.Ride ---
@@ -120,8 +130,7 @@ class Ride:
         """The client is gone: so is its request at the engine."""
         self._connection.listen(None)
         self._connection.abort()
-        self._metrics.cancelled += 1
-        self._arrive()
+        self._arrive(Outcome.CANCELLED)
 
     def writable(self) -> None:
         """The client takes bytes again."""
@@ -151,12 +160,12 @@ class Ride:
         express, client, cycle = self._express, self._client, self._cycle
         express.wake()
         if isinstance(error, UpstreamUnreachable) and not self._streaming:
-            self._arrive()
+            self._go_back()
+            self._let_go()
             cycle.message_event.set()
             client.run_app(cycle)
             return
-        self._count(good=False)
-        self._arrive()
+        self._arrive(Outcome.ERROR)
         if self._streaming:
             client.abort()
         else:
@@ -166,14 +175,13 @@ class Ride:
     # --- answering ---
 
     def _answer_whole(self) -> None:
-        connection, client, cycle = self._connection, self._client, self._cycle
-        body = connection.take()
-        head = wire.response_head(connection, self._ours())
-        if wire.header(connection.headers, b"content-length") is None:
+        connection, client, cycle, bill = self._connection, self._client, self._cycle, self._bill
+        sized = self._head_came()
+        body = bill.through(connection.take()) + bill.rest()
+        head = wire.response_head(connection, self._ours() + bill.headers())
+        if not sized:
             head += b"content-length: %d\r\n" % len(body)
-        self._metrics.first_byte_seconds.observe(perf_counter() - self._began_at)
-        self._count(good=count_tokens(body[-TAIL_BYTES:], self._metrics))
-        self._arrive()
+        self._arrive(Outcome.OK)
         client.answer(cycle, head, body)
 
     def _answer_error(self) -> None:
@@ -181,46 +189,56 @@ class Ride:
         status = connection.status
         content = wire.normal_error(status, connection.take())
         ours = [*self._ours(), *wire.retry_after(status, connection.headers)]
-        self._count(good=status < 500)
-        self._arrive()
+        self._arrive(Outcome.OK if status < 500 else Outcome.ERROR)
         client.answer(cycle, *wire.json_answer(status, content, ours))
 
     def _begin_stream(self) -> None:
         connection = self._connection
         self._streaming = True
-        self._chunked = wire.header(connection.headers, b"content-length") is None
-        self._metrics.first_byte_seconds.observe(perf_counter() - self._began_at)
-        head = wire.response_head(connection, self._ours())
+        self._chunked = not self._head_came()
+        head = wire.response_head(connection, self._ours() + self._bill.headers())
         self._pour(self._client.begin_answer(self._cycle, head, chunked=self._chunked))
+
+    def _head_came(self) -> bool:
+        """A good answer begins; whether it has a length."""
+        sized = wire.header(self._connection.headers, b"content-length") is not None
+        self._bill.head(self._connection.status, sized=sized)
+        return sized
 
     def _pour(self, before: bytes = b"") -> None:
         """Send what has come, and the end with it if that has come too."""
-        connection, client, cycle = self._connection, self._client, self._cycle
-        data = connection.take()
-        self._tail = data if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
-        if self._chunked and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+        connection, client, cycle, bill = self._connection, self._client, self._cycle, self._bill
+        data = bill.through(connection.take())
         if not connection.answered:
-            if not client.send(cycle, before + data):
+            if not client.send(cycle, before + self._framed(data)):
                 connection.pause()
             return
-        self._count(good=count_tokens(self._tail, self._metrics))
-        self._arrive()
-        client.send(cycle, before + data + (b"0\r\n\r\n" if self._chunked else b""))
+        data += bill.rest()
+        self._arrive(Outcome.OK)
+        client.send(cycle, before + self._framed(data) + (b"0\r\n\r\n" if self._chunked else b""))
         client.end_answer(cycle)
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked and data else data
 
     def _ours(self) -> Headers:
         return [(b"x-request-id", self.request_id)]
 
-    def _count(self, *, good: bool) -> None:
-        metrics = self._metrics
-        metrics.ok += good
-        metrics.failed += not good
-        metrics.seconds.observe(perf_counter() - self._began_at)
-
-    def _arrive(self) -> None:
+    def _arrive(self, outcome: Outcome) -> None:
         """Done with the engine and the client, whatever came of it."""
-        self._lane.in_flight -= 1
-        self._lane.last_byte_at = self._express.monotonic()
+        self._bill.close(outcome)
+        self._end_turn()
+        self._let_go()
+
+    def _go_back(self) -> None:
+        """The app takes it, from the start."""
+        self._bill.withdraw()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.over()
+
+    def _let_go(self) -> None:
         self._lane.pool.release(self._connection)
         self._client.ride_ended()

@@ -1,68 +1,103 @@
-"""The line of requests held for one model: first come first served, let go as the engine takes them."""
+"""The line for one model: requests held while it starts, or at its `max_concurrent`. They are let go fairly by key,
+and as the engine takes them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter
+
+from orchestrator.fair import FairQueue
+from orchestrator.key import Key
 
 WINDOW_START = 4
 """Let go at first. Each answer that begins lets two more go, so the flow doubles with each round as in TCP's
 slow start (RFC 5681, section 3.1) until the line is empty."""
+SHARED_S = 30.0
+"""A model is shared with a key that has used it within this."""
+KEPT_SHARE = 4
+"""At most one in so many places is kept for keys that share the model and have none just now; of two or more, one at
+least. Else every place would often be taken, and whoever comes rarely would wait for the end of another's answer."""
 
 
 class Turn:
-    """A request's leave to go. Settled exactly once: `begun` or `lost`; later calls do nothing."""
+    """A request's leave to go. `over` ends it; later calls do nothing."""
 
-    def __init__(self, line: Line) -> None:
+    __slots__ = ("_key", "_line", "_pending")
+
+    def __init__(self, line: Line, key: str, *, pending: bool) -> None:
         self._line: Line | None = line
+        self._key = key
+        self._pending = pending
 
     def begun(self) -> None:
         """The first byte of its answer is there: the engine keeps up."""
-        self._settle(1)
+        if self._pending and self._line is not None:
+            self._pending = False
+            self._line.answered(1)
 
-    def lost(self) -> None:
-        """It ended without an answer."""
-        self._settle(0)
-
-    def _settle(self, growth: int) -> None:
+    def over(self) -> None:
+        """It has ended, with an answer or without."""
         line, self._line = self._line, None
         if line is not None:
-            line.settled(growth)
+            if self._pending:
+                line.answered(0)
+            line.left(self._key)
 
 
 class Line:
-    """Who waits for one model, and how many have been let go whose answers have not begun."""
+    """Who waits for one model, who has been let go, and how many of these have no answer yet."""
 
     def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[Turn | None]] = deque()
+        self._waiting: FairQueue[asyncio.Future[Turn | None]] = FairQueue()
+        self._weights: dict[str, float] = {}
         self._window = WINDOW_START
-        self._out = 0
+        self._unanswered = 0
         self._open = False
+        self._placed: Counter[str] = Counter()
+        self._taken = 0
+        self._seen_at: dict[str, float] = {}
+        self.places = 0
+        """How many may be at the engine at a time; 0: any number."""
 
     @property
     def held(self) -> int:
         """How many stand in it."""
         return len(self._waiting)
 
+    def held_of(self, key: str) -> int:
+        """How many of a key's stand in it."""
+        return self._waiting.count(key)
+
     @property
     def busy(self) -> bool:
         """Whether a newcomer has to stand behind others."""
-        return bool(self._waiting or self._out)
+        return bool(self._waiting or self._unanswered)
 
-    async def stand(self, timeout_s: float) -> Turn | None:
+    def enter(self, key: Key) -> Turn | None:
+        """A turn for a newcomer to an open line, where nobody waits and there is a place; None: stand."""
+        if self.busy:
+            return None
+        self._see(key)
+        if not self._may(key.name):
+            return None
+        return self._place(key.name, pending=False)
+
+    async def stand(self, key: Key, timeout_s: float) -> Turn | None:
         """Wait for a turn; None after `timeout_s` or when dismissed. Cancelling leaves the line."""
         future: asyncio.Future[Turn | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._see(key)
+        self._weights[key.name] = 2.0**key.priority
+        self._waiting.push(key.name, future)
         self._let_go()
         try:
             await asyncio.wait((future,), timeout=timeout_s)
         except asyncio.CancelledError:
             if future.done() and (turn := future.result()) is not None:
-                turn.lost()
+                turn.over()
             raise
         finally:
             if not future.done():
-                self._waiting.remove(future)
+                self._waiting.discard(key.name, future)
         return future.result() if future.done() else None
 
     def open(self) -> None:
@@ -78,16 +113,59 @@ class Line:
     def dismiss(self) -> None:
         """There is nothing to wait for: everybody leaves without a turn."""
         self.shut()
-        while self._waiting:
-            self._waiting.popleft().set_result(None)
+        while (key := self._waiting.next(lambda key: True)) is not None:
+            self._waiting.take(key).set_result(None)
 
-    def settled(self, growth: int) -> None:
-        """One turn is over; called by `Turn`."""
-        self._out -= 1
+    def answered(self, growth: int) -> None:
+        """One that was let go has begun its answer, or won't have one; called by `Turn`."""
+        self._unanswered -= 1
         self._window += growth
         self._let_go()
 
+    def left(self, key: str) -> None:
+        """A place is free; called by `Turn`."""
+        self._taken -= 1
+        self._placed[key] -= 1
+        if not self._placed[key]:
+            del self._placed[key]
+        self._let_go()
+
     def _let_go(self) -> None:
-        while self._open and self._waiting and self._out < self._window:
-            self._out += 1
-            self._waiting.popleft().set_result(Turn(self))
+        while self._open and self._unanswered < self._window:
+            key = self._waiting.next(self._may)
+            if key is None:
+                return
+            future = self._waiting.take(key, self._weight(key))
+            self._unanswered += 1
+            future.set_result(self._place(key, pending=True))
+
+    def _place(self, key: str, *, pending: bool) -> Turn:
+        self._taken += 1
+        self._placed[key] += 1
+        return Turn(self, key, pending=pending)
+
+    def _may(self, key: str) -> bool:
+        """Whether there is a place for a key: any for one that has none, for others those that are not kept."""
+        if not self.places:
+            return True
+        free = self.places - self._taken
+        if key not in self._placed:
+            return free > 0
+        return free > self._kept()
+
+    def _kept(self) -> int:
+        """How many places wait for keys that share the model and have none."""
+        if self.places < 2:
+            return 0
+        return min(len(self._seen_at.keys() - self._placed.keys()), max(self.places // KEPT_SHARE, 1))
+
+    def _see(self, key: Key) -> None:
+        now = asyncio.get_running_loop().time()
+        self._seen_at.pop(key.name, None)
+        self._seen_at[key.name] = now  # the oldest first
+        while self._seen_at[oldest := next(iter(self._seen_at))] < now - SHARED_S:
+            del self._seen_at[oldest]
+            self._weights.pop(oldest, None)
+
+    def _weight(self, key: str) -> float:
+        return self._weights.get(key, 1.0)

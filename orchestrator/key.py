@@ -8,6 +8,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.limits import NONE, Limits
 from orchestrator.model import Scope
 
 TENANT_DEFAULT = "default"
@@ -25,6 +26,9 @@ class Key:
     models: tuple[str, ...] = ("*",)
     """Patterns as in a shell, but ``*`` crosses ``/``."""
     expires_unix: float | None = None
+    limits: Limits = NONE
+    priority: int = 0
+    """Where requests wait for a model: each step up goes twice as often."""
 
     def may_use(self, model: str) -> bool:
         """Whether the model is among its patterns."""

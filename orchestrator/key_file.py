@@ -11,18 +11,23 @@ import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError
 from orchestrator.key import Key, Keys
+from orchestrator.limits import NONE, Limits
 from orchestrator.model import Scope
 
 SECRET_PREFIX = "orc_"
 SECRET_BYTES = 32
 KEYS_BYTES_MAX = 4 * 2**20
-SHOWN = ("name", "tenant", "scopes", "models", "requests_per_minute", "tokens_per_minute", "max_concurrent", "expires")
+LIMITS = tuple(field.name for field in fields(Limits))
+LIMIT_MAX = 10**15
+PRIORITY_MAX = 10
+SHOWN = ("name", "tenant", "scopes", "models", *LIMITS, "priority", "expires")
 NAME_CHARS_MAX = 100
 """Of a key's name, and of a tenant's."""
 WRITE_WAIT_S = 10.0
@@ -57,8 +62,12 @@ def new_key(
     models: list[str],
     expires: str | None,
     tenant: str | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> str:
-    """Add a key; returns its secret, which is kept nowhere. Raises `ConfigError`. Blocks, at most `WRITE_WAIT_S`."""
+    """Add a key; returns its secret, which is kept nowhere. Raises `ConfigError`. Blocks, at most `WRITE_WAIT_S`.
+
+    `limits` are some of `LIMITS`, and ``priority``.
+    """
     if not _is_name(name):
         raise ConfigError(f"a key's name is 1 to {NAME_CHARS_MAX} printable characters")
     secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
@@ -71,6 +80,7 @@ def new_key(
         entry["tenant"] = tenant
     if models:
         entry["models"] = models
+    entry |= limits or {}
     if expires:
         entry["expires"] = expires
     _key(path, name, entry)
@@ -157,7 +167,25 @@ def _key(path: Path, name: str, entry: Mapping[str, Any]) -> Key:
         tenant=tenant,
         models=tuple(models),
         expires_unix=_expiry(path, name, entry.get("expires")),
+        limits=_limits(path, name, entry),
+        priority=_whole(path, name, entry, "priority", -PRIORITY_MAX, PRIORITY_MAX) or 0,
     )
+
+
+def _limits(path: Path, name: str, entry: Mapping[str, Any]) -> Limits:
+    found = {field: _whole(path, name, entry, field, 1, LIMIT_MAX) for field in LIMITS}
+    given = {field: value for field, value in found.items() if value is not None}
+    return Limits(**given) if given else NONE
+
+
+def _whole(path: Path, name: str, entry: Mapping[str, Any], field: str, low: int, high: int) -> int | None:
+    """A whole number; None where none is given."""
+    value = entry.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{path}: key {name!r}: {field} is a whole number from {low} to {high}")
+    return value
 
 
 def _expiry(path: Path, name: str, text: object) -> float | None:

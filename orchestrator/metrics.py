@@ -47,6 +47,17 @@ class ModelMetrics:
         self.seconds = Tally(REQUEST_BUCKETS_S)
         self.first_byte_seconds = Tally(REQUEST_BUCKETS_S)
 
+    def ended(self, outcome: str, seconds: float) -> None:
+        """A request ended: ok, error, cancelled or refused."""
+        if outcome == "refused":
+            self.refused += 1
+        elif outcome == "cancelled":
+            self.cancelled += 1
+        else:
+            self.ok += outcome == "ok"
+            self.failed += outcome != "ok"
+            self.seconds.observe(seconds)
+
 
 class Metrics:
     """All metrics of one service, in a registry of their own."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.gpu import Gpu, Lent, Need, Wait
+from orchestrator.limits import NONE, Limits
 
 
 class Phase(StrEnum):
@@ -97,6 +98,10 @@ class Deployment:
     drain_timeout_s: float = 30.0
     min_replicas: int = 0
     max_replicas: int = 1
+    limits: Limits = NONE
+    """Of all keys together. At `max_concurrent` requests wait for each other, fairly by key."""
+    stream_usage: bool = True
+    """Whether its engine may be asked for the usage of streams."""
 
     @property
     def spec(self) -> str:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from orchestrator.gpu import Gpu, Grant, ModelShape
 from orchestrator.model import Deployment, Instance, LaunchSpec, Progress, StartRecord, Weights
+from orchestrator.usage import Counts, Place, Query
 
 
 class Clock(Protocol):
@@ -156,3 +157,16 @@ class History(Protocol):
         self, *, model: str | None = None, wake: bool | None = None, limit: int = 100
     ) -> tuple[StartRecord, ...]:
         """The newest first; only wakes, or none, where that is asked. Waits for writes that were asked for before."""
+
+
+class UsageStore(Protocol):
+    """Keeps who used what. Every method may raise `errors.OrchestratorError`: the store can't be used now."""
+
+    async def add(self, rows: Mapping[Place, Counts]) -> None:
+        """Add to what is kept, all or nothing; `rows` is not empty. Returns once it outlives a crash."""
+
+    async def rows(self, query: Query, *, rows_max: int) -> list[tuple[Place, Counts]]:
+        """The sums by `query.by` and by model, at most `rows_max`; what else of a `Place` is asked for is empty."""
+
+    async def tokens(self, since_unix: float) -> dict[str, int]:
+        """Prompt and completion tokens by key, from that hour on."""

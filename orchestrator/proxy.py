@@ -1,19 +1,18 @@
 """The data plane: raw ASGI in, lean HTTP/1.1 out.
 
 Every path of the contract's inference list is served from `TARGETS`, and nothing else of an engine can be
-reached: the path that goes out is the table's, never the client's. Bytes pass as they are; only `model` and
-`stream` are read from a request.
+reached: the path that goes out is the table's, never the client's. Bytes pass as they are, but for what
+`stream_usage` adds to the request for a stream and takes out of its answer; only a few fields are read of a request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 import secrets
 from collections.abc import Callable
-from time import perf_counter
 
+import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
@@ -21,7 +20,7 @@ from orchestrator.activator import Activator, Lane, Route
 from orchestrator.auth import KeyRing
 from orchestrator.errors import ApiError
 from orchestrator.hold import Turn
-from orchestrator.metrics import Metrics, ModelMetrics
+from orchestrator.meter import Bill, Meter, Outcome
 from orchestrator.model import Scope as KeyScope
 from orchestrator.patience import patience
 from orchestrator.reader import ClientGone, Peek, peek, peek_multipart, read_body, with_stream_default
@@ -57,9 +56,6 @@ _PATHS = (
 TARGETS: dict[str, bytes] = {path: path.encode() for path in _PATHS} | {"/api/chat": b"/v1/chat/completions"}
 """The path a client asks for, and the path that its engine is asked for."""
 
-_TOKENS = re.compile(rb'"(prompt_tokens|input_tokens|completion_tokens|output_tokens)"\s*:\s*(\d{1,12})')
-TAIL_BYTES = 4096
-
 
 class RequestIds:
     """Makes ids: cheap, and different in every run."""
@@ -75,23 +71,9 @@ class RequestIds:
 class Call:
     """One request on its way."""
 
-    __slots__ = (
-        "began_at",
-        "body",
-        "gone",
-        "headers",
-        "id",
-        "model",
-        "ours",
-        "query",
-        "scope",
-        "send",
-        "sent",
-        "target",
-    )
+    __slots__ = ("bill", "body", "gone", "headers", "id", "model", "ours", "query", "scope", "send", "sent", "target")
 
     def __init__(self, scope: Scope, send: Send, request_id: bytes, target: bytes) -> None:
-        self.began_at = perf_counter()
         self.id = request_id
         self.target = target
         self.query: bytes = scope["query_string"]
@@ -103,6 +85,8 @@ class Call:
         self.gone = False
         self.body = b""
         self.model = ""
+        self.bill: Bill
+        """There once it is admitted at its limits."""
 
 
 class Proxy:
@@ -114,7 +98,7 @@ class Proxy:
         *,
         activator: Activator,
         keys: KeyRing,
-        metrics: Metrics,
+        meter: Meter,
         limits: ActivatorSettings,
         body_bytes_max: int,
         request_id: Callable[[], bytes],
@@ -124,7 +108,7 @@ class Proxy:
         self._app = app
         self._activator = activator
         self._keys = keys
-        self._metrics = metrics
+        self._meter = meter
         self._limits = limits
         self._body_bytes_max = body_bytes_max
         self._now = monotonic
@@ -151,13 +135,21 @@ class Proxy:
         if scope["method"] != "POST":
             raise ApiError(405, "this path takes POST", code="method_not_allowed", headers={"allow": "POST"})
         key = self._keys.admit(call.headers, KeyScope.REALTIME)
-        call.body = await read_body(scope, receive, body_bytes_max=self._body_bytes_max)
+        bytes_max = min(self._body_bytes_max, key.limits.request_bytes_max or self._body_bytes_max)
+        call.body = await read_body(scope, receive, body_bytes_max=bytes_max)
         asked = _asked(call, scope["path"])
         call.model = asked.model
-        if asked.model not in self._activator.routes or not key.may_use(asked.model):
+        route = self._activator.routes.get(asked.model)
+        if route is None or not key.may_use(asked.model):
             raise ApiError(404, f"no model {asked.model[:200]!r}", code="model_not_found", param="model")
         connection, task = scope["extensions"][CONNECTION], asyncio.current_task()
         assert task is not None
+        try:
+            bill = call.bill = self._meter.open(key, route.deployment, asked, len(call.body))
+        except ApiError:
+            self._meter.refused(key, asked.model)
+            raise
+        call.body = bill.ask(call.target, call.body, asked)
 
         def leave() -> None:
             call.gone = True
@@ -168,50 +160,47 @@ class Proxy:
             await self._answer(call, asked, connection.abort)
         finally:
             connection.on_close = None
+            bill.close(Outcome.CANCELLED)  # unless it has ended otherwise
 
     async def _answer(self, call: Call, asked: Peek, abort: Callable[[], None]) -> None:
         """Find a lane, wait for one if the request stands it, and forward. An answer that breaks off in
         the middle is cut, so that it can't be taken for whole."""
-        metrics, good, ended = self._metrics.of(call.model), False, False
+        bill = call.bill
         try:
-            lane, turn = self._activator.lane(call.model), None
-            if lane is None:
-                lane, turn = await self._admit(call, asked, metrics)
+            lane, turn = self._lane(call) or await self._admit(call, asked)
             try:
-                good = await self._forward(call, lane, turn, metrics)
+                good = await self._forward(call, lane, turn)
             except UpstreamUnreachable:  # it died just now: nothing was answered, so wait for the next as others do
                 self._activator.drop(lane, self._now())
-                lane, turn = await self._admit(call, asked, metrics)
-                good = await self._forward(call, lane, turn, metrics)
-            ended = True
+                lane, turn = await self._admit(call, asked)
+                good = await self._forward(call, lane, turn)
+            bill.close(Outcome.OK if good else Outcome.ERROR)
         except UpstreamError as error:
-            ended = True
+            bill.close(Outcome.ERROR)
             self._wake()
             if not call.sent:
                 raise fault(error) from None
             abort()
-        except asyncio.CancelledError:
-            metrics.cancelled += 1
-            raise
-        finally:
-            if ended:
-                metrics.ok += good
-                metrics.failed += not good
-                metrics.seconds.observe(perf_counter() - call.began_at)
 
-    async def _admit(self, call: Call, asked: Peek, metrics: ModelMetrics) -> tuple[Lane, Turn]:
+    def _lane(self, call: Call) -> tuple[Lane, Turn | None] | None:
+        """The lane of a request that need not wait."""
+        route = self._activator.routes.get(call.model)
+        return None if route is None else self._activator.lane(route, call.bill.key)
+
+    async def _admit(self, call: Call, asked: Peek) -> tuple[Lane, Turn]:
         """A lane and leave to use it, within what the request stands. Raises the refusal."""
         stands = patience(call.headers, self._limits.hold_max_s)
         if stands.applied:
             call.ours.append((b"preference-applied", stands.applied))
-        now = self._now()
-        self._activator.ask(call.model, now)
-        ready = bool(self._activator.routes[call.model].lanes)
-        until = now + (self._limits.hold_max_s if ready else stands.hold_s)
+        now, route = self._now(), self._activator.routes.get(call.model)
+        if route is None or not route.lanes:
+            call.bill.cold = True
+            self._activator.ask(call.model, now)
+        until = now + (stands.hold_s if call.bill.cold or stands.applied else self._limits.hold_max_s)
         try:
             return await self._held(call, until, early=stands.progress and bool(asked.stream))
         except ApiError as error:
-            metrics.refused += 1
+            call.bill.refuse()
             if error.status == 503:
                 self._activator.expect(call.model, self._now() + int(error.headers["retry-after"]))
             if stands.applied:
@@ -232,7 +221,7 @@ class Proxy:
             if early:
                 await self._tell(call, route, now)
             stand_s = min(until - now, PROGRESS_S) if early else until - now
-            admitted = await self._activator.stand(call.model, stand_s)
+            admitted = await self._activator.stand(call.model, call.bill.key, stand_s)
             if admitted is not None:
                 return admitted
             if self._now() < now + stand_s and (still := self._activator.routes.get(call.model)):
@@ -253,28 +242,29 @@ class Proxy:
         text = describe(route) + ("" if eta_s is None else f", about {eta_s:.0f} s")
         await call.send({"type": "http.response.body", "body": f": {text}\n\n".encode(), "more_body": True})
 
-    async def _forward(self, call: Call, lane: Lane, turn: Turn | None, metrics: ModelMetrics) -> bool:
+    async def _forward(self, call: Call, lane: Lane, turn: Turn | None) -> bool:
         """Send the request and pass the answer back; whether it was a whole and good one."""
-        lane.in_flight += 1
+        bill = call.bill
+        bill.enter(lane)
         try:
             head = wire.request_head(
                 call.target, call.query, lane.pool.authority, call.headers, call.id, len(call.body)
             )
             connection = await lane.pool.request(head, call.body)
             try:
-                metrics.first_byte_seconds.observe(perf_counter() - call.began_at)
+                bill.head(connection.status, sized=_sized(connection))
                 if turn is not None:
                     turn.begun()
                 if connection.status >= 400:
                     return await _pass_error(call, connection)
-                return await _pass(call, connection, metrics)
+                await _pass(call, connection)
+                return True
             finally:
                 lane.pool.release(connection)
         finally:
-            lane.in_flight -= 1
-            lane.last_byte_at = self._now()
+            bill.leave()
             if turn is not None:
-                turn.lost()
+                turn.over()
 
 
 def _asked(call: Call, path: str) -> Peek:
@@ -285,46 +275,49 @@ def _asked(call: Call, path: str) -> Peek:
     asked = peek(call.body)
     if path == "/api/chat" and asked.stream is None:
         call.body = with_stream_default(call.body, asked)
-        return Peek(model=asked.model, stream=True)
+        return msgspec.structs.replace(asked, stream=True)
     return asked
 
 
-async def _pass(call: Call, connection: Connection, metrics: ModelMetrics) -> bool:
-    """Pass a good answer as it comes, byte for byte; in one write if all of it is here already."""
-    if connection.answered and not call.sent and wire.header(connection.headers, b"content-length"):
-        data = await connection.chunk()
+async def _pass(call: Call, connection: Connection) -> None:
+    """Pass a good answer as it comes; in one write if all of it is here already."""
+    bill, sized = call.bill, _sized(connection)
+    ours = call.ours + bill.headers()
+    if connection.answered and not call.sent and sized:
+        data = bill.through(await connection.chunk())
         extensions = call.scope["extensions"]
-        extensions[CONNECTION].answer(extensions[CYCLE], wire.response_head(connection, call.ours), data)
-        return count_tokens(data[-TAIL_BYTES:], metrics)
+        extensions[CONNECTION].answer(extensions[CYCLE], wire.response_head(connection, ours), data)
+        return
     if not call.sent:
-        headers = wire.response_headers(connection.headers, call.ours)
+        headers = wire.response_headers(connection.headers, ours)
         await call.send({"type": "http.response.start", "status": connection.status, "headers": headers})
         call.sent = True
-    if wire.header(connection.headers, b"content-length") is None:
-        return count_tokens(await _relay(call, connection), metrics)
-    tail, more = b"", True
+    if not sized:
+        await _relay(call, connection)
+        return
+    more = True
     while more:
-        data = await connection.chunk()
+        data = bill.through(await connection.chunk())
         more = not connection.answered
         await call.send({"type": "http.response.body", "body": data, "more_body": more})
-        tail = data if len(data) >= TAIL_BYTES else (tail + data)[-TAIL_BYTES:]
-    return count_tokens(tail, metrics)
 
 
-async def _relay(call: Call, connection: Connection) -> bytes:
-    """Pass a stream from socket to socket; returns its end."""
+def _sized(connection: Connection) -> bool:
+    return wire.header(connection.headers, b"content-length") is not None
+
+
+async def _relay(call: Call, connection: Connection) -> None:
+    """Pass a stream from socket to socket."""
     client, cycle = call.scope["extensions"][CONNECTION], call.scope["extensions"][CYCLE]
-    tail = b""
+    through = call.bill.through
 
     def sink(data: bytes) -> bool:
-        nonlocal tail
-        tail = data if len(data) >= TAIL_BYTES else (tail + data)[-TAIL_BYTES:]
-        return bool(client.write_chunk(cycle, data))
+        seen = through(data)
+        return bool(client.write_chunk(cycle, seen)) if seen else True
 
     while not await connection.relay(sink):
         await client.flow.drain()
-    await call.send({"type": "http.response.body", "body": b"", "more_body": False})
-    return tail
+    await call.send({"type": "http.response.body", "body": call.bill.rest(), "more_body": False})
 
 
 async def _pass_error(call: Call, connection: Connection) -> bool:
@@ -340,21 +333,6 @@ async def _pass_error(call: Call, connection: Connection) -> bool:
     ours = [*call.ours, *wire.retry_after(connection.status, connection.headers)]
     await wire.send_json(call.send, connection.status, content, ours)
     return connection.status < 500
-
-
-def count_tokens(tail: bytes, metrics: ModelMetrics) -> bool:
-    """Count the tokens that the end of an answer reports; False when it reports an error instead.
-
-    A vLLM whose worker dies ends its stream with an error event and, even so, with ``[DONE]``.
-    """
-    at = tail.rfind(b'"usage"')
-    if at >= 0:
-        for kind, count in _TOKENS.findall(tail, at):
-            if kind in (b"prompt_tokens", b"input_tokens"):
-                metrics.prompt_tokens += int(count)
-            else:
-                metrics.completion_tokens += int(count)
-    return b'data: {"error"' not in tail
 
 
 def fault(error: UpstreamError) -> ApiError:

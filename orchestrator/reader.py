@@ -27,11 +27,20 @@ class ClientGone(OrchestratorError):
     """The client left before its request was whole."""
 
 
+_ABSENT = msgspec.Raw()
+
+
 class Peek(msgspec.Struct):
-    """What routing reads of a request. Of a key that is given twice, the last counts, as in `json`."""
+    """What routing and limits read of a request. Of a key that is given twice, the last counts, as in `json`.
+    What stands raw is the engine's to judge."""
 
     model: str
     stream: bool | None = None
+    stream_options: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
+    max_output_tokens: msgspec.Raw = _ABSENT
+    n: msgspec.Raw = _ABSENT
 
 
 _DECODER = msgspec.json.Decoder(Peek)

@@ -262,7 +262,7 @@ class Reconciler:
             if replica.phase is Phase.READY and replica.id not in self._lanes and replica.endpoint:
                 address = urlsplit(replica.endpoint)
                 pool = Pool(address.hostname or "", address.port or 80, self._timeouts)
-                self._lanes[replica.id] = Lane(replica.id, pool)
+                self._lanes[replica.id] = Lane(replica.id, pool, gpus=len(replica.gpus))
         for gone in self._lanes.keys() - self._fleet.replicas.keys():
             self._lanes.pop(gone).pool.close()
 

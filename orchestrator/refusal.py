@@ -24,7 +24,8 @@ def refusal(
     4. It failed, and trying again can't help before somebody acts: 400.
     5. It failed, and will be tried again: 503 ``model_failed``, Retry-After the next attempt.
     6. It waits for a GPU or a pull slot: 503 ``no_capacity``.
-    7. It is on its way: 503 ``model_cold``, Retry-After the expected rest.
+    7. It is ready, but has as many requests as it takes, and others stand in line: 503 ``no_capacity``.
+    8. It is on its way: 503 ``model_cold``, Retry-After the expected rest.
     """
     model = route.deployment.name
     if closing:
@@ -40,6 +41,9 @@ def refusal(
         if route.backoff.permanent:
             return ApiError(400, message, code="model_failed", param="model", extra=_status(route, now))
         return _503(message, "model_failed", wait_s, _status(route, now))
+    if route.lanes:
+        message = f"{model} has as many requests as it takes at a time"
+        return _503(message, "no_capacity", COME_BACK_S, _status(route, now))
     wait_s = retry_after_s(route.eta_s(now) or COME_BACK_S, retry_after_max_s)
     code = "no_capacity" if route.track.phase is Phase.QUEUED and route.wait is not None else "model_cold"
     return _503(f"{model} is {describe(route)}", code, wait_s, _status(route, now))

@@ -27,6 +27,7 @@ EMBEDDED_MODEL = "all-MiniLM-L6-v2"
 
 Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Limit = Annotated[int, Field(ge=0, le=10**15)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """What a process can be given."""
 Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\[\]:-]+$")]
@@ -186,12 +187,22 @@ class Lifecycle(Table):
     idle_action: IdleAction = Field(IdleAction.STOP, description="stop, or sleep: keep what makes a quick start (vLLM)")
     sleep_level: int = Field(1, ge=1, le=2, description="1: weights wait in the machine's memory; 2: they are dropped")
     sleep_timeout_s: Seconds = Field(1800, description="an engine that slept this long is stopped")
+    requests_per_minute: Limit = Field(0, description="most requests of all keys together; beyond it 429; 0: no limit")
+    tokens_per_minute: Limit = Field(0, description="most tokens, of prompts and answers; beyond it 429; 0: no limit")
+    max_concurrent: Limit = Field(0, description="most requests at its engine; the others wait, fairly by key; 0: all")
+    stream_usage: bool = Field(
+        True, description="ask its engine for the usage of streams; false where it refuses `stream_options`"
+    )
 
 
 class ActivatorSettings(Table):
     hold_max_s: Seconds = Field(300, description="the longest a request is held while its model starts")
     retry_after_max_s: int = Field(60, ge=1, le=120, description="the most that Retry-After says")
     held_max: Count = Field(1000, description="most requests held at once; beyond it 503")
+
+
+class UsageSettings(Table):
+    enabled: bool = Field(True, description="count who used what, by key, model and hour; see GET /api/usage")
 
 
 class ProxySettings(Table):
@@ -227,6 +238,10 @@ class ModelSettings(Table):
     idle_action: IdleAction | None = None
     sleep_level: int | None = Field(None, ge=1, le=2)
     sleep_timeout_s: Seconds | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    max_concurrent: Limit | None = None
+    stream_usage: bool | None = None
     load_format: Literal["auto", "runai_streamer", "fastsafetensors"] = Field(
         "auto", description="vLLM: how weights are read; the others must be in the image"
     )
@@ -266,6 +281,7 @@ class Settings(BaseSettings):
     defaults: Lifecycle = Lifecycle()
     activator: ActivatorSettings = ActivatorSettings()
     proxy: ProxySettings = ProxySettings()
+    usage: UsageSettings = UsageSettings()
     models: dict[Annotated[str, AfterValidator(_model_id)], ModelSettings] = {}
 
     @field_validator("models")

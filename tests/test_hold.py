@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from orchestrator.hold import WINDOW_START, Line, Turn
+from orchestrator.key import ANYBODY as KEY
 from orchestrator.patience import CLIENT_TIMEOUT_SHARE, RETRY_HOLD_DEFAULT_S, patience
 
 
@@ -18,7 +19,7 @@ async def settle() -> None:
 def test_the_window_doubles_with_each_round() -> None:
     async def rounds() -> list[int]:
         line = Line()
-        tasks = [asyncio.create_task(line.stand(60)) for _ in range(100)]
+        tasks = [asyncio.create_task(line.stand(KEY, 60)) for _ in range(100)]
         await settle()
         assert not any(task.done() for task in tasks)
         line.open()
@@ -41,7 +42,7 @@ def test_first_come_first_served() -> None:
         line, went = Line(), []
 
         async def one(number: int) -> None:
-            turn = await line.stand(60)
+            turn = await line.stand(KEY, 60)
             went.append(number)
             assert turn is not None
             turn.begun()
@@ -58,7 +59,7 @@ def test_first_come_first_served() -> None:
 def test_who_leaves_frees_the_place_and_the_turn() -> None:
     async def leave() -> None:
         line = Line()
-        tasks = [asyncio.create_task(line.stand(60)) for _ in range(WINDOW_START + 1)]
+        tasks = [asyncio.create_task(line.stand(KEY, 60)) for _ in range(WINDOW_START + 1)]
         await settle()
         tasks[0].cancel()
         await settle()
@@ -71,8 +72,8 @@ def test_who_leaves_frees_the_place_and_the_turn() -> None:
         for task in tasks[2:]:
             turn = task.result()
             assert isinstance(turn, Turn)
-            turn.lost()
-            turn.lost()  # settled once only
+            turn.over()
+            turn.over()  # settled once only
         assert not line.busy
 
     asyncio.run(leave())
@@ -81,8 +82,8 @@ def test_who_leaves_frees_the_place_and_the_turn() -> None:
 def test_time_out_and_dismissal_give_no_turn() -> None:
     async def none() -> None:
         line = Line()
-        assert await line.stand(0.01) is None
-        task = asyncio.create_task(line.stand(60))
+        assert await line.stand(KEY, 0.01) is None
+        task = asyncio.create_task(line.stand(KEY, 60))
         await settle()
         line.dismiss()
         assert await task is None
