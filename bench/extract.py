@@ -104,7 +104,7 @@ async def _one(reader: LimitedReader, path: Path, times: int) -> Figures:
             tasks.create_task(reader.read(source, Chunking(), piece_tokens_max=PIECE_TOKENS_MAX))
     together_s = time.perf_counter() - began
     meter.cancel()
-    pieces = [chunk.text[start:end] for chunk in passages.chunks for start, end in chunk.pieces]
+    pieces = [chunk.text[piece.start : piece.end] for chunk in passages.chunks for piece in chunk.parts]
     return Figures(
         name=path.name,
         bytes=size,

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from orchestrator.documents.model import Chunk, Hit, Place
+from orchestrator.documents.model import Chunk, Hit
+from orchestrator.documents.passages import Row
 from orchestrator.documents.ports import Indexed
-from orchestrator.errors import OrchestratorError
 from storage import lexical_feedback
+from storage.lexical_files import LexicalError, claim, committed, damage, faults, verify
 from storage.lexical_text import Words, passage_text
+from storage.seals import Seals
 
 if TYPE_CHECKING:
     import tantivy
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     _Found = Sequence[tuple[float, tantivy.DocAddress]]
     _Filters = list[tuple[tantivy.Occur, tantivy.Query]]
 
-VERSION = "1"
-"""Of the schema and of how text becomes terms; an index of another is refused."""
 BOOSTS = {"title": 0.3, "headings": 0.3, "body": 1.0}
 """Of the fields' scores. Every chunk of a document has its title, so a title says less than the body."""
 WRITER_BYTES = 15_000_000
@@ -40,22 +40,16 @@ FEEDBACK_HITS = 4 * lexical_feedback.PASSAGES
 """Looked through for passages of different documents."""
 FEEDBACK_CHARS_MAX = 4000
 """Read of each of them."""
+PASSAGES_ASSUMED = 1000
+"""That have none of the query's words, beside those of the index: a small one can't tell what is rare."""
 CHUNKS_MAX = 2**24
 """Of one entry."""
 ENTRY_MAX = 2**40
 
 
-class LexicalError(OrchestratorError):
-    """The index did not do what it was asked; a change was not made."""
-
-
-class LexicalDamaged(LexicalError):
-    """What the folder holds can't be used: damaged, or of another version. Remove it and build it anew."""
-
-
 class _Payload(msgspec.Struct, array_like=True):
-    text: str
-    place: Place
+    title: str
+    row: Row
 
 
 class _State(NamedTuple):
@@ -63,6 +57,8 @@ class _State(NamedTuple):
 
     searcher: tantivy.Searcher
     entries: frozenset[int]
+    files: tuple[Path, ...]
+    """Those that are mapped."""
 
 
 class Lexical:
@@ -71,8 +67,9 @@ class Lexical:
     Raises `LexicalError`, `LexicalDamaged` where it can't go on with what is in the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open the index in `folder`, or make an empty one where there is none."""
+    def __init__(self, folder: Path, seals: Seals | None = None) -> None:
+        """Open the index in `folder`, or make an empty one where there is none. Reads all of it, but for what `seals`
+        knows to be whole."""
         import tantivy
 
         self._tantivy = tantivy
@@ -80,9 +77,11 @@ class Lexical:
         self._schema = _schema()
         self._swept = False
         """No change that was cut off has left files: the next one would stumble over their names."""
-        with _faults(LexicalError, "the index can't be made"):
-            _claim(folder)
-        with _damage():
+        self._folder = folder
+        self._seals = seals or Seals()
+        claim(folder)
+        with damage():
+            self._seals.check(folder, committed(folder), verify)
             self._index = tantivy.Index(self._schema, path=str(folder), reuse=True)
             self._index.register_tokenizer("prose", self._words.every)
             self._index.config_reader("manual")  # the default watches the folder from a thread
@@ -114,9 +113,9 @@ class Lexical:
         `query` is the user's text, whatever it holds: `QUERY_CHARS_MAX` of it are read. A chunk is found that has any
         of its words; what the best of them say besides counts, too, see `lexical_feedback`.
         """
-        state = self._state
+        state = self._whole()
         searcher = state.searcher
-        with _damage():
+        with damage():
             said = self._said(searcher, query)
             if not said or limit < 1 or (allowed is not None and state.entries.isdisjoint(allowed)):
                 return []
@@ -126,21 +125,47 @@ class Lexical:
             return _hits(searcher, self._query(said, terms, among), limit)
 
     def chunks(self, keys: Sequence[tuple[int, int]]) -> list[Chunk | None]:
-        """The chunks of (entry, chunk), in order, without their `pieces`; None for what is gone."""
-        searcher = self._state.searcher
-        wanted = list({_key(*key) for key in keys})
-        if not wanted:
-            return []
-        with _damage():
-            query = self._tantivy.Query.term_set_query(self._schema, "key", wanted)
-            found = searcher.search(query, len(wanted), count=False).hits
-            rows = [searcher.doc(address).to_dict() for _, address in found]
-            held = {row["key"][0]: _unpack(row["payload"][0]) for row in rows}
-        return [held.get(_key(*key)) for key in keys]
+        """The chunks of (entry, chunk), in order; None for what is gone."""
+        held = self._held(self._whole().searcher, keys)
+        return [found.row.chunk() if (found := held.get(_key(*key))) else None for key in keys]
+
+    def shares(self, query: str, keys: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """For each (entry, chunk), how much of the query each of its pieces says, 0 to 1; of what is gone, nothing.
+
+        That is the share of the query's words, each weighed by its rarity, that are in the piece, its headings or its
+        document's title. A word that no passage has is the rarest.
+        """
+        searcher = self._whole().searcher
+        held = self._held(searcher, keys)
+        with damage():
+            weights = {term: self._weight(searcher, term) for term in self._words.of_query(query[:QUERY_CHARS_MAX])}
+            said = _Said(self._words, weights)
+            return [said.shares(found) if (found := held.get(_key(*key))) else [] for key in keys]
 
     def close(self) -> None:
         """Let go of files and memory. Nothing may be asked of it after."""
         del self._state, self._index
+
+    def _whole(self) -> _State:
+        """What is searched now. Raises `LexicalDamaged` where its files are not as they were."""
+        state = self._state
+        with damage():
+            self._seals.check(self._folder, state.files, verify)
+        return state
+
+    def _held(self, searcher: tantivy.Searcher, keys: Sequence[tuple[int, int]]) -> dict[int, _Payload]:
+        wanted = list({_key(*key) for key in keys})
+        if not wanted:
+            return {}
+        with damage():
+            query = self._tantivy.Query.term_set_query(self._schema, "key", wanted)
+            found = searcher.search(query, len(wanted), count=False).hits
+            rows = [searcher.doc(address).to_dict() for _, address in found]
+            return {row["key"][0]: _unpack(row["payload"][0]) for row in rows}
+
+    def _weight(self, searcher: tantivy.Searcher, term: str) -> float:
+        frequency = max(searcher.doc_freq(field, term) for field in BOOSTS)
+        return math.log(1 + (searcher.num_docs + PASSAGES_ASSUMED) / (frequency + 0.5))
 
     def _rows(self, document: Indexed) -> Iterator[tantivy.Document]:
         """One for each chunk; a document without any has one that no search finds. The first is its `head`."""
@@ -148,7 +173,7 @@ class Lexical:
             row = self._tantivy.Document()
             row.add_unsigned("chunk", number)
             row.add_unsigned("key", _key(document.entry, number))
-            row.add_bytes("payload", _pack(chunk))
+            row.add_bytes("payload", _pack(document.title, chunk))
             row.add_text("title", passage_text(document.title))
             row.add_text("headings", passage_text("\n".join(chunk.place.headings)))
             row.add_text("body", passage_text(chunk.text))
@@ -159,7 +184,8 @@ class Lexical:
     @contextlib.contextmanager
     def _change(self) -> Iterator[tantivy.IndexWriter]:
         """A writer for one change, committed at the end; on any error the change is not made."""
-        with _faults(LexicalError, "the index was not changed"):
+        with faults(LexicalError, "the index was not changed"):
+            self._whole()
             writer = self._index.writer(WRITER_BYTES, 1)
             try:
                 if not self._swept:
@@ -168,21 +194,27 @@ class Lexical:
                 yield writer
                 writer.commit()
                 self._swept = True
-                with _damage():
+                with damage():
                     self._index.reload()
                     self._state = self._read_state()
             finally:  # each change leaves a segment: unmerged, they make searches and the next changes slow
                 with contextlib.suppress(ValueError):  # a merge that fails is tried again after the next change
                     writer.wait_merging_threads()  # lets go of the lock, too
-        with _damage():
+        with damage():
             self._index.reload()
-            self._state = self._state._replace(searcher=self._index.searcher())
+            self._state = self._state._replace(searcher=self._index.searcher(), files=self._written())
 
     def _read_state(self) -> _State:
         searcher = self._index.searcher()
         heads = self._tantivy.Query.term_query(self._schema, "head", True)
         found = searcher.search(heads, max(1, searcher.num_docs), count=False).hits
-        return _State(searcher, frozenset(_values(searcher, "entry", found)))
+        return _State(searcher, frozenset(_values(searcher, "entry", found)), self._written())
+
+    def _written(self) -> tuple[Path, ...]:
+        """The files of the last commit, which was just made or looked at."""
+        files = committed(self._folder)
+        self._seals.trust(self._folder, files)
+        return files
 
     def _said(self, searcher: tantivy.Searcher, query: str) -> dict[str, int]:
         """The query's terms that occur at all, with how often it says them: the rarest among them."""
@@ -197,7 +229,7 @@ class Lexical:
         found = searcher.search(query, FEEDBACK_HITS, count=False).hits
         for (score, address), entry in zip(found, _values(searcher, "entry", found), strict=True):
             if entry not in best and len(best) < lexical_feedback.PASSAGES:
-                text = _unpack(searcher.doc(address).to_dict()["payload"][0]).text
+                text = _unpack(searcher.doc(address).to_dict()["payload"][0]).row.text
                 best[entry] = float(score), self._words.of_passage(text[:FEEDBACK_CHARS_MAX])
         return list(best.values())
 
@@ -265,50 +297,6 @@ def _rarity(searcher: tantivy.Searcher, term: str) -> float:
     return math.log(1 + (searcher.num_docs - frequency + 0.5) / (frequency + 0.5))
 
 
-def _claim(folder: Path) -> None:
-    """Make sure that `folder` holds an index of this version, or nothing, which then becomes one."""
-    mark = folder / "version"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = mark.read_text()
-    except FileNotFoundError:
-        if any(folder.iterdir()):
-            raise LexicalDamaged("the index does not say of what version it is") from None
-        _write_durably(mark, VERSION)
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise LexicalDamaged(f"the index can't be read: {error}") from error
-    if held != VERSION:
-        raise LexicalDamaged(f"the index is of version {held[:20]!r}, not {VERSION}")
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """All of it, or no file of that name."""
-    part = path.with_suffix(".part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
-
-
-@contextlib.contextmanager
-def _faults(kind: type[LexicalError], message: str) -> Iterator[None]:
-    """tantivy's complaints, and its panics, which are no `Exception`, as an error of ours."""
-    try:
-        yield
-    except (ValueError, OSError, msgspec.DecodeError) as error:
-        raise kind(f"{message}: {error}") from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise kind(f"{message}: {error}") from None
-
-
-def _damage() -> contextlib.AbstractContextManager[None]:
-    return _faults(LexicalDamaged, "the index can't be read")
-
-
 def _marked(row: tantivy.Document, entry: int, *, head: bool) -> tantivy.Document:
     row.add_unsigned("entry", entry)
     row.add_boolean("head", head)
@@ -321,11 +309,40 @@ def _key(entry: int, chunk: int) -> int:
     return entry * CHUNKS_MAX + chunk
 
 
-def _pack(chunk: Chunk) -> bytes:
-    text = chunk.text.encode("utf-8", "replace").decode()
-    return msgspec.msgpack.encode(_Payload(text, chunk.place))
+def _pack(title: str, chunk: Chunk) -> bytes:
+    clean = replace(chunk, text=_encodable(chunk.text))
+    return msgspec.msgpack.encode(_Payload(_encodable(title), Row.of(clean)))
 
 
-def _unpack(payload: bytes) -> Chunk:
-    held = msgspec.msgpack.decode(payload, type=_Payload)
-    return Chunk(text=held.text, place=held.place)
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _unpack(payload: bytes) -> _Payload:
+    return msgspec.msgpack.decode(payload, type=_Payload)
+
+
+class _Said:
+    """What pieces say of a query's words; a text that several have is looked at once."""
+
+    def __init__(self, words: Words, weights: Mapping[str, float]) -> None:
+        self._words = words
+        self._weights = weights
+        self._total = sum(weights.values())
+        self._known: dict[str, frozenset[str]] = {}
+
+    def shares(self, held: _Payload) -> list[float]:
+        """Of each piece of the chunk."""
+        chunk, found = held.row.chunk(), []
+        for piece in chunk.parts:
+            text = chunk.text[piece.start : piece.end]
+            above = "\n".join([held.title, *piece.place.headings])
+            terms = self._terms(text) | self._terms(above)
+            found.append(sum(map(self._weights.__getitem__, terms)) / self._total if terms else 0.0)
+        return found
+
+    def _terms(self, text: str) -> frozenset[str]:
+        """Those of the query's that it has."""
+        if text not in self._known:
+            self._known[text] = self._words.in_passage(text).intersection(self._weights)
+        return self._known[text]

@@ -57,6 +57,10 @@ class Words:
         """The terms of a passage and how often it says each, without stop words."""
         return Counter(self._telling.analyze(passage_text(text)))
 
+    def in_passage(self, text: str) -> frozenset[str]:
+        """The terms of a passage, as the index has them."""
+        return frozenset(self.every.analyze(passage_text(text)))
+
 
 def passage_text(text: str) -> str:
     """`text` for the analyzer: unspaced runs as their characters and the pairs of them."""

@@ -24,6 +24,7 @@ from orchestrator.crash import crash_point
 from orchestrator.documents.model import Chunk, Hit
 from orchestrator.documents.ports import Indexed
 from orchestrator.errors import OrchestratorError
+from storage.seals import Seals
 
 if TYPE_CHECKING:
     from orchestrator.documents.ports import Vectors as Floats
@@ -54,19 +55,21 @@ class DiskIndex:
     in then.
     """
 
-    def __init__(self, folder: Path, dimension: int) -> None:
-        """Open what is in `folder`, or an empty one. Raises `LexicalDamaged` or `VectorsDamaged`."""
+    def __init__(self, folder: Path, dimension: int, seals: Seals | None = None) -> None:
+        """Open what is in `folder`, or an empty one. Raises `LexicalDamaged` or `VectorsDamaged`, `LexicalError` or
+        `VectorsError` where the machine refuses."""
         from storage.lexical import Lexical
         from storage.vector_files import sync_folder
         from storage.vectors import Vectors
 
         self.dimension = dimension
         self._folder = folder
+        self._seals = seals = seals or Seals()
         self.damaged = False
         """It met with damage, and is of no use any more."""
         self._changing = threading.Lock()
         self._parts: tuple[Lexical, Vectors] | None = None
-        lexical, vectors = Lexical(folder / "words"), Vectors(folder / "vectors", dimension)
+        lexical, vectors = Lexical(folder / "words", seals), Vectors(folder / "vectors", dimension, seals)
         for parent in (folder, *folder.parents[:2]):
             sync_folder(parent)
         _mend(lexical, vectors)
@@ -108,9 +111,19 @@ class DiskIndex:
             return vectors.nearest(vector, allowed=allowed, limit=limit)
 
     def chunks(self, keys: Sequence[tuple[int, int]]) -> list[Chunk | None]:
-        """The chunks of (entry, chunk), in order; None for what is gone. Without their `pieces`."""
+        """The chunks of (entry, chunk), in order; None for what is gone."""
         with self._open() as (lexical, _):
             return lexical.chunks(keys)
+
+    def shares(self, query: str, keys: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """How much of the query each piece says; see `Lexical.shares`."""
+        with self._open() as (lexical, _):
+            return lexical.shares(query, keys)
+
+    def cosines(self, vector: Floats, keys: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """How near each piece is; see `Vectors.cosines`."""
+        with self._open() as (_, vectors):
+            return vectors.cosines(vector, keys)
 
     def close(self) -> None:
         """Refuse what comes from now on. Waits for a change under way; a search under way goes on to its end."""
@@ -119,7 +132,7 @@ class DiskIndex:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[Lexical, Vectors]]:
-        from storage.lexical import LexicalDamaged
+        from storage.lexical_files import LexicalDamaged
         from storage.vector_files import VectorsDamaged
 
         parts = self._parts
@@ -137,25 +150,30 @@ class DiskIndex:
             try:
                 yield parts
             except (OrchestratorError, ValueError):
-                self.damaged |= _damaged(self._folder, self.dimension)  # what is in memory serves searches only
+                self.damaged |= _damaged(
+                    self._folder, self.dimension, self._seals
+                )  # what is in memory serves searches only
                 with contextlib.suppress(OrchestratorError):  # the first error tells more; the next opening mends too
                     _mend(*parts)
                 raise
 
 
-def _damaged(folder: Path, dimension: int) -> bool:
-    """Whether what is open can't be opened again: somebody removed it or wrote to it."""
-    from storage.lexical import Lexical, LexicalDamaged
+def _damaged(folder: Path, dimension: int, seals: Seals) -> bool:
+    """Whether what is open can't be opened again: somebody removed it or wrote to it. No, where that can't be told."""
+    from storage.lexical import Lexical
+    from storage.lexical_files import LexicalDamaged
     from storage.vector_files import Columns, VectorsDamaged, read_manifest
 
     try:
-        if folder.exists():
-            Lexical(folder / "words").close()
-            Columns(folder / "vectors", read_manifest(folder / "vectors", dimension)).records()
-            return False
+        if not folder.exists():
+            return True
+        Lexical(folder / "words", seals).close()
+        Columns(folder / "vectors", read_manifest(folder / "vectors", dimension)).check(seals)
     except (LexicalDamaged, VectorsDamaged):
-        pass
-    return True
+        return True
+    except (OrchestratorError, OSError):
+        return False
+    return False
 
 
 def _mend(lexical: Lexical, vectors: Vectors) -> None:
@@ -173,6 +191,7 @@ class DiskShelves:
         self._root = root
         self._open_max = open_max
         self._bookkeeping = threading.Lock()
+        self._seals = Seals()
         self._stores = tuple(threading.Lock() for _ in range(LOCKS))
         self._recent: OrderedDict[Path, DiskIndex] = OrderedDict()
         self._alive: WeakValueDictionary[Path, DiskIndex] = WeakValueDictionary()
@@ -235,15 +254,15 @@ class DiskShelves:
                 self._recent.popitem(last=False)
 
     def _opened(self, folder: Path, dimension: int) -> DiskIndex:
-        from storage.lexical import LexicalDamaged
+        from storage.lexical_files import LexicalDamaged
         from storage.vector_files import VectorsDamaged
 
         try:
-            return DiskIndex(folder, dimension)
+            return DiskIndex(folder, dimension, self._seals)
         except (LexicalDamaged, VectorsDamaged) as error:
             log.warning("index_damaged", store=folder.parent.name, error=str(error))
         self._drop(folder)
-        return DiskIndex(folder, dimension)
+        return DiskIndex(folder, dimension, self._seals)
 
     def _drop(self, folder: Path) -> None:
         """Close the index and remove its folder, which is out of the way at once."""
@@ -252,6 +271,7 @@ class DiskShelves:
             self._recent.pop(folder, None)
         if index is not None:
             index.close()
+        self._seals.forget(folder)
         trash = self._root / "trash" / uuid.uuid4().hex
         trash.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

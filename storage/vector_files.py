@@ -5,9 +5,10 @@ What lies beyond the manifest's lengths is a change that was cut off; the next o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,11 +19,12 @@ import numpy as np
 from orchestrator.crash import crash_point
 from orchestrator.errors import OrchestratorError
 from storage import vector_scan as scan
+from storage.seals import Seals, crc32_of, refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 """Of the files' form."""
 MANIFEST = "manifest"
 GONE = -1
@@ -49,7 +51,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether this generation's codes have a centre; if not, it is 0."""
     rows: int = 0
     records: int = 0
-    records_crc32: int = 0
+    crc32: dict[str, int] = {}
+    """Of each column, so far as it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +77,23 @@ class Columns:
 
         Raises `VectorsError` when the disk refuses, and nothing is changed.
         """
-        rows, records, crc32 = self.manifest.rows, self.manifest.records, self.manifest.records_crc32
-        try:
+        rows, records, crc32 = self.manifest.rows, self.manifest.records, dict(self.manifest.crc32)
+        with _refusals("the vectors were not changed"):
             with _Writers(self._folder, self.manifest.generation) as files:
                 for batch in batches:
-                    files.write("values", rows, batch.values)
-                    files.write("codes", rows, batch.codes)
-                    files.write("chunks", rows, batch.chunks)
-                    files.write("records", records, batch.records)
+                    for name, start, column in (
+                        ("values", rows, batch.values),
+                        ("codes", rows, batch.codes),
+                        ("chunks", rows, batch.chunks),
+                        ("records", records, batch.records),
+                    ):
+                        crc32[name] = files.write(name, start, column, crc32.get(name, 0))
                     rows += len(batch.values)
                     records += len(batch.records)
-                    crc32 = zlib.crc32(batch.records.tobytes(), crc32)
-            manifest = msgspec.structs.replace(self.manifest, rows=rows, records=records, records_crc32=crc32)
+            manifest = msgspec.structs.replace(self.manifest, rows=rows, records=records, crc32=crc32)
             crash_point("index.before_manifest")
             write_manifest(self._folder, manifest)
             crash_point("index.after_manifest")
-        except OSError as error:
-            raise VectorsError(f"the vectors were not changed: {error}") from error
         self.manifest = manifest
 
     def values(self) -> scan.Values:
@@ -106,11 +109,8 @@ class Columns:
         return self._mapped("chunks", np.int32, self.manifest.rows)
 
     def records(self) -> NDArray[np.void]:
-        """In order of the changes. Raises `VectorsDamaged` when they are not what was written."""
-        records = self._mapped("records", RECORD, self.manifest.records)
-        if zlib.crc32(records.tobytes()) != self.manifest.records_crc32:
-            raise VectorsDamaged("the vectors' records are damaged")
-        return records
+        """Mapped; in order of the changes."""
+        return self._mapped("records", RECORD, self.manifest.records)
 
     def centre(self) -> scan.Floats:
         """That of the codes; shape (dimension,)."""
@@ -122,49 +122,82 @@ class Columns:
 
         Raises `VectorsError` when the disk refuses.
         """
+        generation, crc32 = self.manifest.generation + 1, {}
+        if centre is not None:
+            with _refusals("the vectors were not changed"), _Writers(self._folder, generation) as files:
+                crc32["centre"] = files.write("centre", 0, centre, 0)
         manifest = Manifest(
             version=VERSION,
             dimension=self.manifest.dimension,
-            generation=self.manifest.generation + 1,
+            generation=generation,
             centred=centre is not None,
+            crc32=crc32,
         )
-        if centre is not None:
-            try:
-                with _Writers(self._folder, manifest.generation) as files:
-                    files.write("centre", 0, centre)
-            except OSError as error:
-                raise VectorsError(f"the vectors were not changed: {error}") from error
         return Columns(self._folder, manifest)
 
     def sweep(self) -> None:
         """Remove what other generations left."""
-        for path in self._folder.iterdir():
-            if path.name != MANIFEST and path.suffix != f".{self.manifest.generation}":
-                path.unlink(missing_ok=True)
+        with _refusals("the vectors' folder can't be tidied"):
+            for path in self._folder.iterdir():
+                if path.name != MANIFEST and path.suffix != f".{self.manifest.generation}":
+                    path.unlink(missing_ok=True)
+
+    def check(self, seals: Seals) -> None:
+        """Raise `VectorsDamaged` unless all files are as they were written; reads those that `seals` does not know."""
+        with _reading():
+            seals.check(self._folder, self._files(), self._verify)
+
+    def trust(self, seals: Seals) -> None:
+        """They were just written."""
+        with _reading():
+            seals.trust(self._folder, self._files())
+
+    def _files(self) -> list[Path]:
+        return [self._folder / f"{name}.{self.manifest.generation}" for name in self._lengths()]
+
+    def _lengths(self) -> dict[str, int]:
+        """Of the columns, in bytes, so far as they count."""
+        manifest = self.manifest
+        return {
+            "values": manifest.rows * manifest.dimension * 2,
+            "codes": manifest.rows * scan.words(manifest.dimension) * 8,
+            "chunks": manifest.rows * 4,
+            "records": manifest.records * RECORD.itemsize,
+            "centre": manifest.dimension * 4 * manifest.centred,
+        }
+
+    def _verify(self, path: Path) -> None:
+        with _reading():
+            try:
+                crc32 = crc32_of(path, self._lengths()[path.stem])
+            except FileNotFoundError:  # a compaction put others in its place meanwhile
+                return
+        if crc32 != self.manifest.crc32.get(path.stem, 0):
+            raise VectorsDamaged(f"the vectors' file {path.name} is not as it was written")
 
     def _mapped(self, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
         if not all(shape):
             return np.empty(shape, dtype)
-        try:
+        with _reading():
             mapped = np.memmap(self._folder / f"{name}.{self.manifest.generation}", dtype, "r", shape=shape)
-        except (OSError, ValueError) as error:  # ValueError: it is shorter
-            raise VectorsDamaged(f"the vectors can't be read: {error}") from error
         return mapped.view(np.ndarray)
 
 
 def read_manifest(folder: Path, dimension: int) -> Manifest:
     """That of `folder`, a new one where it is empty. Raises `VectorsDamaged`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except FileNotFoundError:
-        if any(path.name != f"{MANIFEST}.part" for path in folder.iterdir()):
-            raise VectorsDamaged("the vectors have no manifest") from None
-        new = Manifest(version=VERSION, dimension=dimension)
-        write_manifest(folder, new)
-        return new
-    except (OSError, msgspec.DecodeError) as error:
-        raise VectorsDamaged(f"the vectors' manifest can't be read: {error}") from error
+    with _refusals("the vectors can't be made"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _reading():
+        try:
+            held = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        except FileNotFoundError:
+            held = None
+        if held is None and any(path.name != f"{MANIFEST}.part" for path in folder.iterdir()):
+            raise VectorsDamaged("the vectors have no manifest")
+    if held is None:
+        held = Manifest(version=VERSION, dimension=dimension)
+        with _refusals("the vectors can't be made"):
+            write_manifest(folder, held)
     if (held.version, held.dimension) != (VERSION, dimension):
         raise VectorsDamaged(f"the vectors are of version {held.version} and dimension {held.dimension}")
     return held
@@ -200,18 +233,38 @@ class _Writers:
             for file in self._files.values():
                 os.close(file)
 
-    def write(self, name: str, start: int, rows: NDArray[Any]) -> None:
-        """Write `rows` from row `start` on."""
+    def write(self, name: str, start: int, rows: NDArray[Any], crc32: int) -> int:
+        """Write `rows` from row `start` on. `crc32` is that of all before them; returns that of all with them."""
         if name not in self._files:
             path = self._folder / f"{name}.{self._generation}"
             self._files[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not rows.size:
-            return
+            return crc32
         data = np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data
         at = start * (len(data) // len(rows))
+        crc32 = zlib.crc32(data, crc32)
         while data:
             count = os.pwrite(self._files[name], data, at)
             data, at = data[count:], at + count
+        return crc32
+
+
+@contextlib.contextmanager
+def _refusals(message: str) -> Iterator[None]:
+    """What the operating system says of a change, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise VectorsError(f"{message}: {error}") from error
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """What is not as it should, as damage, unless it is the machine that refuses."""
+    try:
+        yield
+    except (OSError, ValueError, msgspec.DecodeError) as error:  # ValueError: a file is shorter
+        raise (VectorsError if refused(error) else VectorsDamaged)(f"the vectors can't be read: {error}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ operating system keeps what searches touch while there is room.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ import structlog
 from orchestrator.documents.model import Hit
 from orchestrator.documents.ports import Indexed
 from storage import vector_scan as scan
+from storage.seals import Seals
 from storage.vector_files import GONE, RECORD, Batch, Columns, VectorsError, read_manifest
 
 if TYPE_CHECKING:
@@ -49,9 +50,12 @@ class Vectors:
     Raises `VectorsError`, `VectorsDamaged` where it can't go on with what is in the folder.
     """
 
-    def __init__(self, folder: Path, dimension: int) -> None:
-        """Open the index in `folder`, or make an empty one where there is none."""
+    def __init__(self, folder: Path, dimension: int, seals: Seals | None = None) -> None:
+        """Open the index in `folder`, or make an empty one where there is none. Reads all of it, but for what `seals`
+        knows to be whole."""
         self._dimension = dimension
+        self._seals = seals or Seals()
+        self._changing = False
         self._columns = Columns(folder, read_manifest(folder, dimension))
         self._columns.sweep()
         self._load()
@@ -83,7 +87,7 @@ class Vectors:
         """
         if vector.shape != (self._dimension,):
             raise ValueError(f"a vector of shape {vector.shape} for an index of dimension {self._dimension}")
-        seen = self._seen
+        seen = self._whole()
         rows = seen.rows_of(allowed)
         among = seen.count if rows is None else len(rows)
         wanted = max(SHORTLIST_ROWS, limit * ROWS_A_HIT)
@@ -94,11 +98,38 @@ class Vectors:
             wanted *= 4
         return []
 
+    def cosines(self, vector: scan.Floats, keys: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """For each (entry, chunk), the cosine of each of its pieces, in order; nothing where it has no vectors."""
+        seen = self._whole()
+        rows = [seen.rows_of_chunk(*key) for key in keys]
+        found = scan.scores(seen.values, np.concatenate([np.empty(0, np.int64), *rows]), vector.astype(np.float32))
+        ends = np.cumsum([len(part) for part in rows], dtype=np.int64)
+        return [part.tolist() for part in np.split(found, ends)[:-1]] if keys else []
+
     def close(self) -> None:
         """Let go of files and memory. Nothing may be asked of it after."""
         del self._seen, self._blocks
 
+    def _whole(self) -> _Seen:
+        """What is searched now. Raises `VectorsDamaged` where its files are not as they were.
+
+        Not while they change: their times do, too.
+        """
+        seen = self._seen
+        if not self._changing:
+            self._columns.check(self._seals)
+        return seen
+
     def _change(self, batch: Batch) -> None:
+        self._columns.check(self._seals)
+        self._changing = True
+        try:
+            self._append(batch)
+        finally:
+            self._changing = False
+            self._columns.trust(self._seals)
+
+    def _append(self, batch: Batch) -> None:
         start = self._columns.manifest.rows
         self._columns.append([batch])
         self._replay(batch.records, start)
@@ -108,6 +139,7 @@ class Vectors:
             self._compact()
 
     def _load(self) -> None:
+        self._columns.check(self._seals)
         self._held: dict[int, tuple[int, int]] = {}
         self._blocks: list[scan.Codes] = []
         self._centre = self._columns.centre()
@@ -139,6 +171,7 @@ class Vectors:
         names, starts, lengths = np.array(spans, np.int64).reshape(-1, 3).T.copy()
         return _Seen(
             entries=frozenset(self._held),
+            spans=dict(self._held),
             count=self._columns.manifest.rows,
             names=names,
             starts=starts,
@@ -162,6 +195,7 @@ class Vectors:
         try:
             new = self._columns.next_generation(centre)
             new.append(self._live(rows, new.centre()))
+            new.trust(self._seals)
         except VectorsError as error:
             log.warning("vectors_not_compacted", error=str(error))
             self._columns.sweep()
@@ -212,6 +246,8 @@ class _Seen:
     """The index as one search sees it, from beginning to end. Rows that are no entry's are in no span."""
 
     entries: frozenset[int]
+    spans: Mapping[int, tuple[int, int]]
+    """Each entry's first row and how many."""
     count: int
     names: NDArray[np.int64]
     """The entries that have rows, in order of the rows; of each, where they begin and how many they are."""
@@ -236,6 +272,11 @@ class _Seen:
         lengths = self.lengths[chosen]
         shifts = self.starts[chosen] - np.cumsum(lengths) + lengths
         return np.arange(int(lengths.sum())) + np.repeat(shifts, lengths)
+
+    def rows_of_chunk(self, entry: int, chunk: int) -> scan.Places:
+        """Those of one chunk, in order."""
+        start, rows = self.spans.get(entry, (0, 0))
+        return start + np.flatnonzero(self.chunks[start : start + rows] == chunk)
 
     def nearest(self, vector: scan.Floats, rows: scan.Places | None, wanted: int, limit: int) -> list[Hit]:
         """The best chunks among the `wanted` best of `rows` (None: all), at most `limit`."""

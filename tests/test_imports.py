@@ -13,7 +13,9 @@ PURE = (
     *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views"),
     *(
         f"documents/{name}"
-        for name in ("checks", "filters", "fusion", "keys", "model", "pieces", "store_fields", "store_views")
+        for name in (
+            *("checks", "filters", "fusion", "keys", "model", "pieces", "relevance", "store_fields", "store_views"),
+        )
     ),
 )
 NOT_PURE = {

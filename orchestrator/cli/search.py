@@ -60,7 +60,8 @@ def _shown(result: View, query: str) -> str:
 
 def _place(place: View) -> str:
     """``· page 3 · Results › Tables``"""
-    page = [f"page {place['page']}"] if place.get("page") is not None else []
+    first, last = place.get("page"), place.get("page_end")
+    page = [] if first is None else [f"page {first}" if last in (None, first) else f"pages {first}–{last}"]
     titles = [" › ".join(map(printable, place["headings"]))] if place.get("headings") else []
     found = page + titles
     if not found and place.get("start_byte") is not None:

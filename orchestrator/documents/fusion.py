@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.documents.model import Hit
 
@@ -19,10 +19,12 @@ class Fused:
     entry: int
     chunk: int
     score: float
-    """From 0 to 1: 1 for what comes first in each ranking that found anything."""
+    """Orders, and says nothing else: 1 for what comes first in each ranking that found anything, whatever that is."""
     word_rank: int | None
     """From 1; None where words did not find it."""
     vector_rank: int | None
+    query: int = 0
+    """Which of several queries found it."""
 
 
 def fuse(
@@ -54,9 +56,10 @@ def fuse(
 
 
 def merge(rankings: Iterable[Sequence[Fused]]) -> list[Fused]:
-    """The rankings of several queries as one: each chunk as in that where it scores best."""
+    """The rankings of several queries, in their order, as one: each chunk as in that where it scores best."""
     best: dict[tuple[int, int], Fused] = {}
-    for found in sorted((each for ranking in rankings for each in ranking), key=_order):
+    numbered = (replace(each, query=query) for query, ranking in enumerate(rankings) for each in ranking)
+    for found in sorted(numbered, key=_order):
         best.setdefault((found.entry, found.chunk), found)
     return list(best.values())
 

@@ -191,10 +191,12 @@ class FileCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a chunk stands in its source, for citations."""
+    """Where a passage stands in its source, for citations."""
 
     page: int | None = None
-    """From 1, where the format has pages, slides or sheets."""
+    """Where it begins, from 1, where the format has pages, slides or sheets."""
+    page_end: int | None = None
+    """Where it ends; the same, if it is on one."""
     headings: tuple[str, ...] = ()
     """The titles above it, outermost first."""
     start_byte: int | None = None
@@ -203,13 +205,29 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """A part of a chunk that is embedded by itself, since an embedder's window is smaller; and what a hit cites."""
+
+    start: int
+    """Its span of the chunk's text, in characters."""
+    end: int
+    place: Place = Place()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
     """What a search returns: a passage of a document. At most `CHUNK_TOKENS_MAX` tokens."""
 
     text: str
     place: Place = Place()
-    pieces: tuple[tuple[int, int], ...] = ()
-    """Spans of `text` (in characters) that are embedded one by one, since an embedder's window is smaller."""
+    """That of all of it."""
+    pieces: tuple[Piece, ...] = ()
+    """In order; none is blank."""
+
+    @property
+    def parts(self) -> tuple[Piece, ...]:
+        """Its pieces; all of it is one, where it has none."""
+        return self.pieces or (Piece(start=0, end=len(self.text), place=self.place),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from orchestrator.documents.model import Chunk, Passages, Place
+from orchestrator.documents.model import Chunk, Passages, Piece, Place
 from orchestrator.errors import OrchestratorError
 
-VERSION = 1
+VERSION = 2
 PASSAGES_BYTES_MAX = 256 * 2**20
 """The most that `encode` gives and `decode` takes."""
 DECODED_BYTES_MAX = 1024 * 2**20
@@ -33,16 +33,40 @@ class PassagesDamaged(OrchestratorError):
     """Not what `encode` made, or too large; the document has to be read again."""
 
 
-class _Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    text: str
-    pieces: tuple[tuple[int, int], ...]
+class _Where(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A place; its headings are None where they are those of the chunk."""
+
     page: int | None
-    headings: tuple[str, ...]
+    page_end: int | None
+    headings: tuple[str, ...] | None
     start_byte: int | None
     end_byte: int | None
 
 
-_DECODER = msgspec.msgpack.Decoder(list[_Row])
+class Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A chunk in its packed form."""
+
+    text: str
+    place: _Where
+    pieces: tuple[tuple[int, int, _Where], ...]
+
+    @staticmethod
+    def of(chunk: Chunk) -> Row:
+        """That of `chunk`."""
+        own = chunk.place.headings
+        pieces = tuple((piece.start, piece.end, _where(piece.place, own)) for piece in chunk.pieces)
+        return Row(chunk.text, _where(chunk.place), pieces)
+
+    def chunk(self) -> Chunk:
+        """What `of` was given."""
+        place = _place(self.place)
+        pieces = tuple(
+            Piece(start=start, end=end, place=_place(where, place.headings)) for start, end, where in self.pieces
+        )
+        return Chunk(text=self.text, place=place, pieces=pieces)
+
+
+_DECODER = msgspec.msgpack.Decoder(list[Row])
 _TITLE = msgspec.msgpack.Decoder(str)
 
 
@@ -68,7 +92,7 @@ def decode(data: bytes) -> Passages:
     try:
         frames = _unframed(_unpacked(data))
         title = _TITLE.decode(next(frames, b""))
-        chunks = tuple(_chunk(row) for frame in frames for row in _DECODER.decode(frame))
+        chunks = tuple(row.chunk() for frame in frames for row in _DECODER.decode(frame))
     except (zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PassagesDamaged(f"the passages are damaged: {error}") from error
     return Passages(title=title, chunks=chunks)
@@ -81,12 +105,11 @@ def _frames(passages: Passages) -> Iterator[bytes]:
         yield encoder.encode(batch)
 
 
-def _batches(chunks: Iterable[Chunk]) -> Iterator[list[_Row]]:
-    rows: list[_Row] = []
+def _batches(chunks: Iterable[Chunk]) -> Iterator[list[Row]]:
+    rows: list[Row] = []
     chars = 0
     for chunk in chunks:
-        place = chunk.place
-        rows.append(_Row(chunk.text, chunk.pieces, place.page, place.headings, place.start_byte, place.end_byte))
+        rows.append(Row.of(chunk))
         chars += len(chunk.text)
         if chars >= FRAME_CHARS or len(rows) >= FRAME_CHUNKS_MAX:
             yield rows
@@ -95,9 +118,19 @@ def _batches(chunks: Iterable[Chunk]) -> Iterator[list[_Row]]:
         yield rows
 
 
-def _chunk(row: _Row) -> Chunk:
-    place = Place(page=row.page, headings=row.headings, start_byte=row.start_byte, end_byte=row.end_byte)
-    return Chunk(text=row.text, place=place, pieces=row.pieces)
+def _where(place: Place, known: tuple[str, ...] | None = None) -> _Where:
+    headings = None if place.headings == known else place.headings
+    return _Where(place.page, place.page_end, headings, place.start_byte, place.end_byte)
+
+
+def _place(where: _Where, known: tuple[str, ...] = ()) -> Place:
+    return Place(
+        page=where.page,
+        page_end=where.page_end,
+        headings=known if where.headings is None else where.headings,
+        start_byte=where.start_byte,
+        end_byte=where.end_byte,
+    )
 
 
 def _unpacked(data: bytes) -> Iterator[bytes]:

@@ -25,8 +25,8 @@ def pieces(passages: Passages) -> Pieces:
     owners: list[int] = []
     at: list[int] = []
     for number, chunk in enumerate(passages.chunks):
-        for begin, end in chunk.pieces or ((0, len(chunk.text)),):
-            text = chunk.text[begin:end].strip()
+        for piece in chunk.parts:
+            text = chunk.text[piece.start : piece.end].strip()
             if text:
                 owners.append(number)
                 at.append(places.setdefault(text, len(places)))

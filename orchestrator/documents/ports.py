@@ -227,6 +227,7 @@ class Shelf(Protocol):
     async def cancel_batch(self, batch: FileBatch) -> None:
         """Its files in progress are cancelled."""
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A document to be read."""
@@ -316,7 +317,14 @@ class Index(Protocol):
         """The best chunks by cosine (each by its best piece), best first, each once. `vector`: shape (dimension,)."""
 
     def chunks(self, keys: Sequence[tuple[int, int]]) -> list[Chunk | None]:
-        """The chunks of (entry, chunk), in order; None for what is gone. Without their `pieces`."""
+        """The chunks of (entry, chunk), in order; None for what is gone."""
+
+    def shares(self, query: str, keys: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """For each (entry, chunk), how much of the query's words each of its pieces says, 0 to 1, weighed by their
+        rarity; nothing for what is gone."""
+
+    def cosines(self, vector: Vectors, keys: Sequence[tuple[int, int]]) -> list[list[float]]:
+        """For each (entry, chunk), how near each of its pieces is; nothing where it has no vectors."""
 
     def close(self) -> None:
         """Let go of files and memory."""

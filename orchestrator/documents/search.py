@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.documents.embedders import Embedders
 from orchestrator.documents.fusion import Fused, fuse, merge
-from orchestrator.documents.model import Chunk, StoreFile, VectorStore
-from orchestrator.documents.ports import Index, Shelves
+from orchestrator.documents.model import Chunk, Place, StoreFile, VectorStore
+from orchestrator.documents.ports import Embedder, Index, Shelves
+from orchestrator.documents.relevance import UNRELATED, best_piece, descending, floor_of
 from orchestrator.documents.roster import Roster
 from orchestrator.documents.store_fields import Asked
 from orchestrator.errors import EmbedderFailed, EmbedderUnavailable, OrchestratorError
@@ -31,8 +32,10 @@ class Result:
 
     file: StoreFile
     chunk: Chunk
+    place: Place
+    """Of the piece of the chunk that answers best."""
     score: float
-    """0 to 1."""
+    """0 to 1, see `relevance`."""
     word_rank: int | None
     vector_rank: int | None
 
@@ -55,6 +58,19 @@ class Notice:
 
     text: str = ""
     retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meant:
+    """The queries as the legs take them."""
+
+    queries: tuple[str, ...]
+    by_words: bool
+    """Whether words count."""
+    vectors: Vectors | None = None
+    """A row for each query; None: vectors don't count."""
+    floor: float = 0.0
+    """Of their embedder, see `relevance`."""
 
 
 class Reranker(Protocol):
@@ -91,6 +107,8 @@ class Search:
         self._reranker = reranker
         self._rewriter = rewriter
         self._lacking = lacking
+        self._floors: dict[str, float] = {}
+        """Of the embedders that were asked."""
 
     async def search(self, store: VectorStore, asked: Asked) -> Found:
         """The best chunks of the store's completed files that pass the filter.
@@ -106,17 +124,17 @@ class Search:
             notice = Notice(text="some files are not found: they are being put into the index again")
         allowed = await asyncio.to_thread(_allowed, held, dict(roster), asked)
         depth = max(DEPTH_MIN, 2 * asked.limit)
-        rankings = []
+        results: Sequence[Result] = ()
         if allowed is None or allowed:
-            vectors, missing = await self._vectors(store, queries, asked)
+            meant, missing = await self._meant(store, queries, asked)
             notice = missing if missing.text else notice
-            for number, query in enumerate(queries):
-                vector = vectors[number] if vectors is not None else None
-                rankings.append(await asyncio.to_thread(_legs, index, query, vector, allowed, depth, asked))
-        fused = merge(rankings)[: max(RERANKED_MAX, asked.limit)]
-        chunks = await asyncio.to_thread(index.chunks, [(one.entry, one.chunk) for one in fused])
-        roster = await self._roster.of(store.id)  # what was deleted meanwhile is not found
-        results = _results(fused, chunks, roster)
+            rankings = []
+            for number in range(len(queries)):
+                rankings.append(await asyncio.to_thread(_legs, index, meant, number, allowed, depth, asked))
+            fused = merge(rankings)[: max(RERANKED_MAX, asked.limit)]
+            chunks, pieces = await asyncio.to_thread(_looked_up, index, meant, fused)
+            roster = await self._roster.of(store.id)  # what was deleted meanwhile is not found
+            results = _results(fused, chunks, pieces, roster)
         if self._reranker is not None and asked.ranking.rerank and results:
             results, missing = await self._reranked(self._reranker, queries, results)
             notice = missing if missing.text else notice
@@ -131,29 +149,38 @@ class Search:
         except (EmbedderUnavailable, EmbedderFailed) as error:
             return asked.queries, _missing("the query was not rewritten", error)
 
-    async def _vectors(self, store: VectorStore, queries: Sequence[str], asked: Asked) -> tuple[Vectors | None, Notice]:
-        """The queries' vectors. Without, since
+    async def _meant(self, store: VectorStore, queries: tuple[str, ...], asked: Asked) -> tuple[Meant, Notice]:
+        """The queries with their vectors. Without, since
 
         1. the client or the configuration wants none: nothing is to be said;
         2. the store has none yet;
         3. nobody can make such vectors as the store has any more;
         4. their embedder is cold, or fails.
         """
+        words = Meant(queries=queries, by_words=True)
         if not asked.ranking.embedding_weight or not (self._embedders.name or self._embedders.missing):
-            return None, Notice()
+            return words, Notice()
         if not store.embedder:
             cause = self._embedders.missing or "its files have no vectors yet"
-            return None, Notice(text=f"{WORDS_ALONE}: {cause}")
+            return words, Notice(text=f"{WORDS_ALONE}: {cause}")
         embedder = self._embedders.named(store.embedder)
         if embedder is None:
-            return None, Notice(text=f"{WORDS_ALONE}: the store is moving to another embedding model")
+            return words, Notice(text=f"{WORDS_ALONE}: the store is moving to another embedding model")
         try:
-            vectors = await embedder.embed(queries, wait=False)
+            vectors, floor = await self._embedded(embedder, queries)
         except (EmbedderUnavailable, EmbedderFailed) as error:
-            return None, _missing(WORDS_ALONE, error)
+            return words, _missing(WORDS_ALONE, error)
         if vectors.shape[1] != store.dimension:
-            return None, Notice(text=f"{WORDS_ALONE}: {store.embedder} now gives vectors of another dimension")
-        return vectors, Notice()
+            return words, Notice(text=f"{WORDS_ALONE}: {store.embedder} now gives vectors of another dimension")
+        by_words = asked.ranking.text_weight > 0
+        return Meant(queries=queries, by_words=by_words, vectors=vectors, floor=floor), Notice()
+
+    async def _embedded(self, embedder: Embedder, queries: Sequence[str]) -> tuple[Vectors, float]:
+        """The queries' vectors, and the embedder's floor, for which it is asked once more at its first search."""
+        vectors = await embedder.embed(queries, wait=False)
+        if embedder.name not in self._floors:
+            self._floors[embedder.name] = floor_of(await embedder.embed(UNRELATED, wait=False))
+        return vectors, self._floors[embedder.name]
 
     async def _reranked(
         self, reranker: Reranker, queries: Sequence[str], results: Sequence[Result]
@@ -173,29 +200,52 @@ def _allowed(held: frozenset[int], roster: Mapping[int, StoreFile], asked: Asked
 
 
 def _legs(
-    index: Index, query: str, vector: Vectors | None, allowed: Collection[int] | None, depth: int, asked: Asked
+    index: Index, meant: Meant, number: int, allowed: Collection[int] | None, depth: int, asked: Asked
 ) -> list[Fused]:
     """Both legs of one query. Blocks."""
-    ranking = asked.ranking
-    words = index.words(query, allowed=allowed, limit=depth) if ranking.text_weight or vector is None else []
-    near = index.nearest(vector, allowed=allowed, limit=depth) if vector is not None else []
+    ranking, query, vectors = asked.ranking, meant.queries[number], meant.vectors
+    words = index.words(query, allowed=allowed, limit=depth) if meant.by_words else []
+    near = index.nearest(vectors[number], allowed=allowed, limit=depth) if vectors is not None else []
     return fuse(words, near, text_weight=ranking.text_weight or 1.0, embedding_weight=ranking.embedding_weight)
 
 
+def _looked_up(
+    index: Index, meant: Meant, fused: Sequence[Fused]
+) -> tuple[Sequence[Chunk | None], Sequence[tuple[int, float]]]:
+    """The chunks, and of each its best piece and how relevant that is to the query that found it. Blocks."""
+    keys = [(one.entry, one.chunk) for one in fused]
+    found: dict[tuple[int, int], tuple[int, float]] = {}
+    for number, query in enumerate(meant.queries):
+        own = [key for key, one in zip(keys, fused, strict=True) if one.query == number]
+        none: list[list[float]] = [[] for _ in own]
+        shares = index.shares(query, own) if meant.by_words else none
+        cosines = index.cosines(meant.vectors[number], own) if meant.vectors is not None else none
+        for key, near, said in zip(own, cosines, shares, strict=True):
+            found[key] = best_piece(near, said, meant.floor)
+    return index.chunks(keys), [found[key] for key in keys]
+
+
 def _results(
-    fused: Sequence[Fused], chunks: Sequence[Chunk | None], roster: Mapping[int, StoreFile]
+    fused: Sequence[Fused],
+    chunks: Sequence[Chunk | None],
+    pieces: Sequence[tuple[int, float]],
+    roster: Mapping[int, StoreFile],
 ) -> Sequence[Result]:
-    return [
+    """Those that are still there; their scores fall from the first to the last."""
+    found = [
         Result(
             file=roster[one.entry],
             chunk=chunk,
-            score=one.score,
+            place=chunk.parts[min(piece, len(chunk.parts) - 1)].place,
+            score=score,
             word_rank=one.word_rank,
             vector_rank=one.vector_rank,
         )
-        for one, chunk in zip(fused, chunks, strict=True)
+        for one, chunk, (piece, score) in zip(fused, chunks, pieces, strict=True)
         if chunk is not None and one.entry in roster
     ]
+    scores = descending([one.score for one in found])
+    return [replace(one, score=score) for one, score in zip(found, scores, strict=True)]
 
 
 def _resorted(results: Sequence[Result], scores: Sequence[float]) -> Sequence[Result]:

@@ -96,9 +96,10 @@ def content_view(chunks: Sequence[Chunk]) -> Json:
 
 
 def place_view(place: Place) -> Json:
-    """Where a passage stands in its source."""
+    """Where a passage stands in its source. The bytes of a search result are those of the piece that answers best."""
     return {
         "page": place.page,
+        "page_end": place.page_end,
         "headings": list(place.headings),
         "start_byte": place.start_byte,
         "end_byte": place.end_byte,
@@ -125,7 +126,7 @@ def _result_view(result: Result, *, ranks: bool) -> Json:
         "score": round(result.score, 6),
         "attributes": dict(result.file.attributes),
         "content": [{"type": "text", "text": result.chunk.text}],
-        "place": place_view(result.chunk.place),
+        "place": place_view(result.place),
     }
     if ranks:
         view["ranks"] = {"text": result.word_rank, "embedding": result.vector_rank}

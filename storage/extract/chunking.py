@@ -1,7 +1,7 @@
 """Blocks to chunks, along the structure of the document. Pure, and linear in time.
 
 1. Blocks become atoms (`cutting`): sentences, lines, small paragraphs.
-2. Atoms are packed into pieces, which are what an embedder gets.
+2. Atoms are packed into pieces, which are what an embedder gets and a hit cites: of one page, unless it is tiny.
 3. Pieces are packed into chunks. Neighbours within a section share their last and first pieces, so that a text which
    is in both is embedded once.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from orchestrator.documents.model import Chunk, Chunking, Place
+from orchestrator.documents.model import Chunk, Chunking, Piece, Place
 from storage.extract.blocks import Block, Locate
 from storage.extract.cutting import Atom, Sizes, atoms
 from storage.extract.tokens import Offsets
@@ -197,7 +197,7 @@ def _tokens(pieces: Iterable[_Piece]) -> int:
 
 def _chunk(pieces: Sequence[_Piece], locate: Locate | None) -> Chunk:
     parts: list[str] = []
-    spans: list[tuple[int, int]] = []
+    found: list[Piece] = []
     length = 0
     for piece in pieces:
         start = length + (len(piece.atoms[0].gap) if parts else 0)
@@ -205,15 +205,16 @@ def _chunk(pieces: Sequence[_Piece], locate: Locate | None) -> Chunk:
             part = atom.gap + atom.text if parts else atom.text
             parts.append(part)
             length += len(part)
-        spans.append((start, length))
+        found.append(Piece(start=start, end=length, place=_place(piece.atoms, locate)))
     place = _place([atom for piece in pieces for atom in piece.atoms], locate)
-    return Chunk(text="".join(parts), place=place, pieces=tuple(spans))
+    return Chunk(text="".join(parts), place=place, pieces=tuple(found))
 
 
 def _place(cut: Sequence[Atom], locate: Locate | None) -> Place:
-    """Where the first of them stands; the headings are those that all stand under."""
+    """Where they stand; the headings are those that all stand under."""
     body = [atom for atom in cut if not atom.heading] or cut
-    page = next((atom.page for atom in body if atom.page is not None), None)
+    pages = [atom.page for atom in body if atom.page is not None]
+    page, page_end = min(pages, default=None), max(pages, default=None)
     headings = body[0].path
     for atom in body:
         if atom.path is not headings:
@@ -221,9 +222,9 @@ def _place(cut: Sequence[Atom], locate: Locate | None) -> Place:
     starts = [atom.start for atom in cut if atom.start is not None]
     ends = [atom.end for atom in cut if atom.end is not None]
     if locate is None or not starts or not ends:
-        return Place(page=page, headings=headings)
+        return Place(page=page, page_end=page_end, headings=headings)
     start_byte, end_byte = locate(min(starts), max(ends))
-    return Place(page=page, headings=headings, start_byte=start_byte, end_byte=end_byte)
+    return Place(page=page, page_end=page_end, headings=headings, start_byte=start_byte, end_byte=end_byte)
 
 
 def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ tables are repeated up to this part of it."""
 CHARS_PER_TOKEN_MAX = 16
 """What has more, has long stretches that no token counts: those are not kept."""
 
+PAGE_TOKENS_MIN = 32
+"""A page begins a new piece, so that a hit cites just one, unless the piece before it would hold less than this."""
 RAGGED_TOKENS = 2
 """Text that begins or ends within a word may have so many tokens more than the word's parts had."""
 
@@ -100,6 +102,8 @@ class _Cutter:
         self._section = 0
         self._section_tokens = 0
         self._run = 0
+        self._run_tokens = 0
+        self._page: int | None = None
 
     def atoms(self, blocks: Iterable[Block]) -> Iterator[Atom]:
         kind = Kind.PARAGRAPH
@@ -128,8 +132,8 @@ class _Cutter:
         self._titles = tuple(title for _, title in self._path)
         if self._section_tokens >= self._sizes.chunk // SECTION_SHARE:
             self._section += 1
-            self._run += 1
             self._section_tokens = 0
+            self._begin_run()
         heads = self._prose(block, BLOCK_GAP)
         for atom in heads:
             atom.heading = True
@@ -143,17 +147,25 @@ class _Cutter:
         else:
             cut = [*heads, *cut]
         for atom in cut:
+            if atom.page != self._page and self._run_tokens >= PAGE_TOKENS_MIN:
+                self._begin_run()
+            self._page = atom.page
             atom.section, atom.run = self._section, self._run
             self._section_tokens += atom.tokens
+            self._run_tokens += atom.tokens
         return cut
+
+    def _begin_run(self) -> None:
+        self._run += 1
+        self._run_tokens = 0
 
     def _whole(self, cut: list[Atom]) -> list[Atom]:
         """The same for a table or code that no chunk cuts."""
-        self._run += 1
+        self._begin_run()
         placed = self._placed(cut)
         for at, atom in enumerate(placed):
             atom.held, atom.whole = at > 0, True
-        self._run += 1
+        self._begin_run()
         return placed
 
     # --- cutting ---

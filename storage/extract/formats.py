@@ -10,7 +10,7 @@ from orchestrator.errors import Unreadable
 from storage.extract.blocks import Document
 from storage.extract.source_text import SNIFF_BYTES, SourceText, is_text, read_text
 
-VERSION = "1"
+VERSION = "2"
 """Goes up when the same file would be read or cut otherwise."""
 PDF_HEAD_BYTES = 1024
 """The mark of a PDF may stand so far in."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.documents.model import Chunk, Chunking, Passages, Place
+from orchestrator.documents.model import Chunk, Chunking, Passages, Piece, Place
 from orchestrator.documents.passages import PassagesDamaged, decode, encode
 from orchestrator.documents.ports import Source
 from orchestrator.errors import Unreadable
@@ -205,7 +205,7 @@ def test_excel(folder: Path) -> None:
     )
     found = read(folder, "a.xlsx", documents.xlsx({"R & D": rows, "Empty": ""}, ["day", "a < b"]))
     assert text(found) == "R & D\n\nday | a < b |  | x\n2021-01-01 | 0.3 |  | true\n|  | far away"
-    assert found.chunks[0].place == Place(page=1, headings=("R & D",))
+    assert found.chunks[0].place == Place(page=1, page_end=1, headings=("R & D",))
 
 
 def test_epub(folder: Path) -> None:
@@ -530,7 +530,7 @@ PASSAGES = Passages(
         Chunk(
             text=f"chunk {number} \U0001f600" * 50,
             place=Place(page=number or None, headings=("a", "b"), start_byte=number, end_byte=None),
-            pieces=((0, 10), (11, 400)),
+            pieces=(Piece(start=0, end=10, place=Place(page=number, headings=("a", "b"))), Piece(start=11, end=400)),
         )
         for number in range(3000)
     ),
@@ -544,7 +544,7 @@ def test_passages_come_back_from_bytes() -> None:
 
 def test_damaged_passages_are_told() -> None:
     data = encode(PASSAGES)
-    damaged = [b"", data[:1], data[:-1], data[:500], b"\2" + data[1:], data[:400] + b"\0\0\0" + data[403:]]
+    damaged = [b"", data[:1], data[:-1], data[:500], b"\1" + data[1:], data[:400] + b"\0\0\0" + data[403:]]
     for bad in damaged:
         with pytest.raises(PassagesDamaged):
             decode(bad)

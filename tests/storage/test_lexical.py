@@ -11,15 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.documents.model import Chunk, Place
+from orchestrator.documents.model import Chunk, Piece, Place
 from orchestrator.documents.ports import Indexed
-from storage.lexical import Lexical, LexicalDamaged, LexicalError
+from storage.lexical import Lexical
+from storage.lexical_files import LexicalDamaged, LexicalError
 from tests.stub import until
 
 
@@ -58,14 +60,16 @@ def test_an_entry_is_replaced(lexical: Lexical) -> None:
     assert lexical.chunks([(1, 0), (1, 1)]) == [Chunk(text="alpha delta"), None]
 
 
-def test_chunks_come_back_as_they_were_but_for_their_pieces(lexical: Lexical) -> None:
+def test_chunks_come_back_as_they_were(lexical: Lexical) -> None:
     place = Place(page=3, headings=("Über", "alles"), start_byte=10, end_byte=2**40)
-    lexical.add([Indexed(entry=5, title="t", chunks=[Chunk(text="x\x00y ẞ 🙂", place=place, pieces=((0, 3),))])])
+    pieces = (Piece(start=0, end=3, place=replace(place, page=4)), Piece(start=3, end=7))
+    chunk = Chunk(text="x\x00y ẞ 🙂", place=place, pieces=pieces)
+    lexical.add([Indexed(entry=5, title="t", chunks=[chunk])])
     lexical.add([document(6, "lone \ud800 surrogate")])
     assert lexical.chunks([(6, 0), (4, 0), (5, 0), (5, 0)]) == [
         Chunk(text="lone ? surrogate"),
         None,
-        *[Chunk(text="x\x00y ẞ 🙂", place=place)] * 2,
+        *[chunk] * 2,
     ]
     assert lexical.chunks([]) == []
 

@@ -19,7 +19,8 @@ import pytest
 from orchestrator.documents.model import Chunk
 from orchestrator.documents.ports import Indexed
 from storage import vector_files
-from storage.lexical import Lexical, LexicalDamaged, LexicalError
+from storage.lexical import Lexical
+from storage.lexical_files import LexicalDamaged, LexicalError
 from storage.shelves import DiskIndex, DiskShelves, IndexClosed
 from storage.vector_files import VectorsError
 from tests.storage import index_writer
