@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def test_every_phase_has_a_mark_of_its_own() -> None:
         ({"retry_s": 7200.0}, "retry in 2 h"),
     ],
 )
-def test_what_comes_next(fields: dict[str, float], shown: str) -> None:
+def test_what_comes_next(fields: dict[str, Any], shown: str) -> None:
     assert cells(tables.models(Snapshot(at=0.0, models=(model(**fields),)), 20))["NEXT"] == shown
 
 

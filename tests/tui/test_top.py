@@ -87,7 +87,7 @@ def test_without_events_it_polls_and_says_so(monkeypatch: pytest.MonkeyPatch) ->
     board.eventless = "too many listeners"
 
     async def steps(pilot: Pilot[None]) -> None:
-        await shows(pilot, "◔ polling", "too many listeners; trying again")
+        await shows(pilot, "◔ polling · too many listeners")
         board.models = (model("acme/a", phase="failed", error="a bad day"),)
         await shows(pilot, "✗ failed", "a bad day")
 
@@ -102,12 +102,27 @@ def test_it_says_that_the_service_is_lost_and_comes_back_by_itself(monkeypatch: 
     async def steps(pilot: Pilot[None]) -> None:
         await shows(pilot, "● live")
         board.away = "no orchestrator answers"
-        await shows(pilot, "✗ lost", "no orchestrator answers; trying again", "acme/a")
+        await shows(pilot, "✗ lost, trying again", "no orchestrator answers", "acme/a")
         board.away = ""
         board.news.put_nowait((":", {}))
         await shows(pilot, "● live", "0/1 ready")
 
     drive(board, steps)
+
+
+def test_a_dialog_does_not_stop_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "LIVE_S", 0.01)
+    board = BoardDouble(model("acme/a"))
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await pilot.press("d")
+        await shows(pilot, "Drain and stop acme/a?")
+        board.models = (model("acme/a", phase="starting"),)
+        await shows(pilot, "◔ starting", "Drain and stop acme/a?")
+        await pilot.press("ctrl+c")
+        await pilot.pause()
+
+    assert drive(board, steps).return_code == 0
 
 
 def test_filter_sort_and_views() -> None:
@@ -118,7 +133,9 @@ def test_filter_sort_and_views() -> None:
         assert "acme/a " not in await shows(pilot, "only with “ready”")
         await pilot.press("enter", "2")
         await shows(pilot, "[2 replicas]", "REPLICA ▲", "r1")
-        await pilot.press("1", "escape")
+        await pilot.press("1")
+        await shows(pilot, "only with “ready”")
+        await pilot.press("escape")
         await shows(pilot, "acme/a ")
         await pilot.press("o", "r")
         await shows(pilot, "PHASE ▼")
@@ -173,7 +190,7 @@ def test_it_leaves(key: str) -> None:
         await pilot.press(key)
         await pilot.pause()
 
-    assert not drive(BoardDouble(model()), steps).is_running
+    assert drive(BoardDouble(model()), steps).return_code == 0
 
 
 @pytest.mark.parametrize("size", [(20, 5), (40, 10), (200, 60)])

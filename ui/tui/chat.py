@@ -71,20 +71,21 @@ class ChatApp(TerminalApp):
         self._messages: list[Message] = list(self._system)
         self._state = ""
         self._asked_at: float | None = None
+        self._talk = VerticalScroll(id="talk", can_focus=False)
+        self._state_line = Static(id="state", markup=False)
+        self._prompt = Prompt(prompts.past(), id="prompt")
 
     def compose(self) -> ComposeResult:
         """The conversation above, what is typed below, and a line between them that says what happens."""
         about = printable(f"{self._talker.model} · {self._talker.url.removeprefix('http://')}")
         yield Static(about, id="head", markup=False)
-        yield VerticalScroll(id="talk", can_focus=False)
-        yield Static(id="state", markup=False)
-        yield Prompt(self._prompts.past(), id="prompt")
+        yield from (self._talk, self._state_line, self._prompt)
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
         """Ready to type."""
-        self.query_one(Prompt).focus()
-        self.query_one("#talk", VerticalScroll).anchor()
+        self._prompt.focus()
+        self._talk.anchor()
         self.set_interval(CLOCK_S, self._draw_state)
 
     # --- asking ---
@@ -94,7 +95,7 @@ class ChatApp(TerminalApp):
         if self._asked_at is not None:
             self._say("Esc stops this answer first")
             return
-        self.query_one(Prompt).take()
+        self._prompt.take()
         self._prompts.keep(event.text)
         self._answer(event.text)
 
@@ -102,7 +103,7 @@ class ChatApp(TerminalApp):
     async def _answer(self, prompt: str) -> None:
         """Ask, and show the answer as it comes."""
         self._messages = asked = kept([*self._messages, Message("user", prompt)])
-        talk, answer = self.query_one("#talk", VerticalScroll), Answer()
+        talk, answer = self._talk, Answer()
         talk.anchor()
         await talk.mount(Static(plain(f"› {prompt}"), classes="you", markup=False), answer)
         self._asked_at = monotonic()
@@ -145,11 +146,10 @@ class ChatApp(TerminalApp):
             self._messages.append(Message("assistant", answer.text))
         else:
             self._messages.pop()
-            box = self.query_one(Prompt)
-            box.text = box.text or prompt
-            box.move_cursor(box.document.end)
+            self._prompt.text = self._prompt.text or prompt
+            self._prompt.move_cursor(self._prompt.document.end)
         if told:
-            await self.query_one("#talk").mount(Static(printable(told), classes="note", markup=False))
+            await self._talk.mount(Static(printable(told), classes="note", markup=False))
         self._say("")
 
     # --- showing ---
@@ -160,7 +160,7 @@ class ChatApp(TerminalApp):
 
     def _draw_state(self) -> None:
         spent = "" if self._asked_at is None else f" · {monotonic() - self._asked_at:.0f} s · Esc stops"
-        self.query_one("#state", Static).update(printable(self._state) + spent)
+        self._state_line.update(printable(self._state) + spent)
 
     @on(Markdown.LinkClicked)
     def _link(self, event: Markdown.LinkClicked) -> None:
@@ -176,10 +176,9 @@ class ChatApp(TerminalApp):
         """Begin anew: the model knows nothing of what was said."""
         self.workers.cancel_group(self, "answer")
         self._messages = list(self._system)
-        self.query_one("#talk").remove_children()
+        self._talk.remove_children()
         self._say("a new conversation")
 
     def action_scroll(self, pages: int) -> None:
         """Look back and forth in the conversation; at its end it goes on by itself."""
-        talk = self.query_one("#talk", VerticalScroll)
-        talk.scroll_relative(y=pages * talk.size.height, animate=False)
+        self._talk.scroll_relative(y=pages * self._talk.size.height, animate=False)

@@ -7,7 +7,7 @@ import signal
 from typing import ClassVar
 
 from textual.app import App
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.theme import BUILTIN_THEMES, Theme
 
 OWN_COLOURS = Theme(
@@ -57,7 +57,7 @@ class TerminalApp(App[None]):
     as its own key does."""
 
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS: ClassVar[list[BindingType]] = [("ctrl+c", "quit", "Quit")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "quit", "Quit", show=False, priority=True)]
 
     def __init__(self) -> None:
         super().__init__()

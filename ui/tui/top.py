@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
+from functools import reduce
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -37,7 +38,7 @@ class Link(Enum):
 
     LIVE = "● live"
     POLLING = "◔ polling"
-    LOST = "✗ lost"
+    LOST = "✗ lost, trying again"
 
 
 class TopApp(TerminalApp):
@@ -68,27 +69,31 @@ class TopApp(TerminalApp):
         self._link = Link.POLLING
         self._trouble = ""
         self._tab = TABS[0]
-        self._wanted = ""
+        self._wanted = dict.fromkeys(TABS, "")
         self._sorted: dict[str, tuple[int, bool]] = dict.fromkeys(VIEWS, (0, False))
         self._shown: tuple[Row, ...] = ()
         self._empty = ""
         self._model: str | None = None
         self._look = asyncio.Event()
+        self._fresh: list[View] = []
+        """What events told since the last look began: it may be older than they are."""
+        # Kept, not looked up: what is looked up is looked for in the dialog, while one is open.
+        self._head, self._tabs = Static(id="head", markup=False), Static(id="tabs")
+        self._table = DataTable[Text](id="table", cursor_type="row", zebra_stripes=False)
+        self._log_view = EngineLog(board, id="log")
+        self._below = Static(id="detail", markup=False)
+        hint = "show what holds … (Enter keeps it, Esc removes it)"
+        self._box = Input(id="filter", placeholder=hint, compact=True)
 
     def compose(self) -> ComposeResult:
         """Two lines above, two below, and the view between."""
-        yield Static(id="head", markup=False)
-        yield Static(id="tabs")
-        yield DataTable[Text](id="table", cursor_type="row", zebra_stripes=False)
-        yield EngineLog(self._board, id="log")
-        yield Static(id="detail", markup=False)
-        yield Input(id="filter", placeholder="show what holds … (Enter keeps it, Esc removes it)", compact=True)
+        yield from (self._head, self._tabs, self._table, self._log_view, self._below, self._box)
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
         """Begin to follow the service."""
-        self.query_one("#filter").display = False
-        self.query_one("#log").display = False
+        self._box.display = False
+        self._log_view.display = False
         self._focus_view()
         self._draw()
         self._follow()
@@ -99,8 +104,10 @@ class TopApp(TerminalApp):
     @work(exclusive=True, group="poll")
     async def _poll(self) -> None:
         while True:
+            self._fresh.clear()
             try:
-                self._snapshot = (await self._board.snapshot()).since(self._snapshot)
+                found = (await self._board.snapshot()).since(self._snapshot)
+                self._snapshot = reduce(Snapshot.with_model, self._fresh, found)
                 if self._link is Link.LOST:
                     self._link, self._trouble = Link.POLLING, ""
             except OrchestratorError as error:
@@ -121,6 +128,7 @@ class TopApp(TerminalApp):
                 async for name, data in self._board.events():
                     self._link, self._trouble = Link.LIVE, ""
                     if name == "model":
+                        self._fresh.append(data)
                         self._snapshot = self._snapshot.with_model(data)
                         self._draw()
                 self._broke_off("the events ended")
@@ -136,10 +144,12 @@ class TopApp(TerminalApp):
     # --- drawing ---
 
     def _draw(self) -> None:
-        told = f" · {self._trouble}; trying again" if self._trouble else f" · {summary(self._snapshot)}"
-        self.query_one("#head", Static).update(
-            printable(f"{self._link.value} · {self._board.url.removeprefix('http://')}{told}")
-        )
+        if not self._head.is_attached:  # the screen closes
+            return
+        parts = [self._link.value, self._board.url.removeprefix("http://"), summary(self._snapshot)]
+        if self._trouble and self._link is Link.POLLING:
+            parts.insert(1, self._trouble)
+        self._head.update(printable(" · ".join(parts)))
         self._draw_tabs()
         if self._tab == LOGS:
             self._draw_log()
@@ -152,23 +162,23 @@ class TopApp(TerminalApp):
             chosen = tab == self._tab
             label = f"[{number} {tab}]" if chosen else f" {number} {tab} "
             text.append(label, style="bold reverse" if chosen else "")
-        if self._wanted:
-            text.append(f"  only with “{self._wanted}”", style="bold")
-        self.query_one("#tabs", Static).update(text)
+        if self._wanted[self._tab]:
+            text.append(f"  only with “{self._wanted[self._tab]}”", style="bold")
+        self._tabs.update(text)
 
     def _draw_table(self) -> None:
-        widget = self.query_one("#table", DataTable)
         table = VIEWS[self._tab](self._snapshot, name_chars(self._tab, self.size.width))
         column, descending = self._sorted[self._tab]
-        rows = arranged(table, wanted=self._wanted, column=column, descending=descending)
-        if rows != self._shown or not widget.columns:
-            self._fill(widget, table, rows)
-        self._empty = f"nothing holds “{self._wanted}”" if self._wanted and table.rows else table.empty
+        rows = arranged(table, wanted=self._wanted[self._tab], column=column, descending=descending)
+        if rows != self._shown or not self._table.columns:
+            self._fill(table, rows)
+        self._empty = f"nothing holds “{self._wanted[self._tab]}”" if table.rows else table.empty
         self._detail()
 
-    def _fill(self, widget: DataTable[Text], table: Table, rows: tuple[Row, ...]) -> None:
+    def _fill(self, table: Table, rows: tuple[Row, ...]) -> None:
         """Show `rows`; the cursor stays on its row, else on its model, where there still is one."""
         column, descending = self._sorted[self._tab]
+        widget = self._table
         before, scroll = self._chosen(), widget.scroll_offset
         widget.clear(columns=True)
         for index, heading in enumerate(table.headings):
@@ -186,12 +196,16 @@ class TopApp(TerminalApp):
 
     def _chosen(self) -> Row | None:
         """The row under the cursor."""
-        index = self.query_one("#table", DataTable).cursor_row
+        index = self._table.cursor_row
         return self._shown[index] if index < len(self._shown) else None
 
     def _detail(self) -> None:
         row = self._chosen()
-        self.query_one("#detail", Static).update(row.detail if row else self._empty)
+        self._tell(row.detail if row else self._empty)
+
+    def _tell(self, text: str) -> None:
+        """On the lines below the view; that the service is lost goes before all else."""
+        self._below.update(printable(self._trouble if self._link is Link.LOST else text))
 
     @on(DataTable.RowHighlighted)
     def _moved(self) -> None:
@@ -206,11 +220,11 @@ class TopApp(TerminalApp):
         """Follow the newest engine of the chosen model."""
         view = self._view()
         replica = view["last_replica"] if view else None
-        self.query_one(EngineLog).follow(replica)
+        self._log_view.follow(replica)
         told = "choose a model first: 1, and the arrow keys"
         if view:
             told = f"{view['id']} · {replica or 'not started since the service began'} · ↑ ↓ scroll, End follows"
-        self.query_one("#detail", Static).update(printable(told))
+        self._tell(told)
 
     # --- keys ---
 
@@ -267,11 +281,12 @@ class TopApp(TerminalApp):
     def action_show(self, tab: str) -> None:
         """Another view."""
         self._view()  # what was chosen stays chosen
+        self._box.display = False
         self._tab = tab
         self._shown = ()
-        self.query_one("#table", DataTable).clear(columns=True)
-        self.query_one("#table").display = tab != LOGS
-        self.query_one("#log").display = tab == LOGS
+        self._table.clear(columns=True)
+        self._table.display = tab != LOGS
+        self._log_view.display = tab == LOGS
         self._focus_view()
         self._draw()
 
@@ -298,31 +313,37 @@ class TopApp(TerminalApp):
         self.push_screen(Help())
 
     def action_filter(self) -> None:
-        """Type what the rows must hold."""
-        box = self.query_one("#filter", Input)
-        box.display = True
-        self.screen.set_focus(box)
+        """Type what the rows, or the lines of the log, must hold."""
+        self._box.value = self._wanted[self._tab]
+        self._box.display = True
+        self.screen.set_focus(self._box)
 
     def action_unfilter(self) -> None:
         """Show everything again."""
-        self.query_one("#filter", Input).value = ""
+        self._only_with("")
         self._filtered()
 
     @on(Input.Changed, "#filter")
     def _typed(self, event: Input.Changed) -> None:
-        self._wanted = event.value
-        self.query_one(EngineLog).show_only(event.value)
+        self._only_with(event.value)
+
+    def _only_with(self, wanted: str) -> None:
+        if wanted == self._wanted[self._tab]:
+            return
+        self._wanted[self._tab] = wanted
+        if self._tab == LOGS:
+            self._log_view.show_only(wanted)
         self._redraw()
 
     @on(Input.Submitted, "#filter")
     def _filtered(self) -> None:
-        self.query_one("#filter").display = False
+        self._box.display = False
         self._focus_view()
 
     def _focus_view(self) -> None:
         """At once, so that the next key is the view's already."""
-        self.screen.set_focus(self.query_one("#log" if self._tab == LOGS else "#table"))
+        self.screen.set_focus(self._log_view if self._tab == LOGS else self._table)
 
     def _redraw(self) -> None:
-        self.query_one("#table", DataTable).clear(columns=True)
+        self._table.clear(columns=True)
         self._draw()
