@@ -306,6 +306,7 @@ def configured_objects(settings: Settings, data: Path) -> ObjectStore:
         f"file://{data / 'objects'}" if settings.storage.url == default else settings.storage.url,
         base=Path.cwd(),
         endpoint_url=settings.storage.endpoint_url or None,
+        public_endpoint_url=settings.storage.public_endpoint_url or None,
         region=settings.storage.region or None,
         environ=os.environ,
     )

@@ -137,6 +137,9 @@ class StorageSettings(Table):
         description="where files live: file://folder, or s3://bucket/prefix",
     )
     endpoint_url: str = Field("", description="S3: the server's address; empty: AWS, or AWS_ENDPOINT_URL_S3")
+    public_endpoint_url: str = Field(
+        "", description="S3: the address at which clients reach it, for presigned URLs; empty: endpoint_url"
+    )
     region: str = Field("", description="S3: the bucket's region; empty: AWS_REGION, or us-east-1")
     file_bytes_max: Count = Field(5 * 2**30, description="largest file; beyond it 413")
     uploads_max: Count = Field(64, description="files received at once; beyond it 503")
