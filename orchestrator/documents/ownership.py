@@ -8,6 +8,7 @@ that, and goes on, finds another's mark within `CHECK_S`; what it acknowledges u
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
@@ -67,8 +68,10 @@ class Ownership:
         self._objects = objects
         self._now = monotonic
         self._mark = Mark(instance=instance, boot=secrets.token_hex(8), host=socket.gethostname(), process=os.getpid())
-        self._renewed_at = 0.0
+        self._renewed_at = -math.inf
         self._held = False
+        self._before = ""
+        """The boot of the process that this one follows on the same data folder."""
         self._seen: Mark | None = None
         self._seen_at = 0.0
 
@@ -86,7 +89,10 @@ class Ownership:
         standing = self._standing(found)
         if found is not None and standing is Standing.TAKEN:
             self._wait_for(found)
-        await self._put(whole=standing is Standing.OURS)
+        if found is not None and standing is Standing.OURS:  # `keep` renews it: a full disk does not keep from reading
+            self._before, self._mark = found.boot, msgspec.structs.replace(self._mark, whole=True)
+        else:
+            await self._put(whole=standing is Standing.OURS)
         self._held = True
         return standing is not Standing.OURS
 
@@ -98,7 +104,7 @@ class Ownership:
     async def keep(self) -> None:
         """Renew the mark when it is time to. Raises `Owned` when another has taken the store."""
         found = await self._found()
-        if found is not None and found.boot != self._mark.boot:
+        if found is not None and found.boot not in (self._mark.boot, self._before):
             self._held = False
             raise Owned(f"the object store was taken by {_who(found)}; this one has left it, until it is started anew")
         if found is None or self._now() - self._renewed_at >= RENEW_S:

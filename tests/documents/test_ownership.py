@@ -66,6 +66,31 @@ def test_the_same_folder_has_it_back_at_once(tmp_path: Path) -> None:
     run(test())
 
 
+class FullObjects(FolderObjects):
+    """One that can be read and not written."""
+
+    async def put_bytes(self, key: str, data: bytes, *, content_type: str = "") -> None:
+        raise ObjectsUnavailable("full")
+
+
+def test_on_a_full_disk_the_same_folder_still_has_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        objects, time = FolderObjects(tmp_path), Time()
+        await owner(objects, "a", time).claim()
+        again = owner(FullObjects(tmp_path), "a", time)
+        assert not await again.claim()
+        await again.caught_up()
+        with pytest.raises(ObjectsUnavailable):
+            await again.keep()
+        third = owner(objects, "a", time)
+        await third.claim()
+        await third.keep()
+        with pytest.raises(Owned):
+            await again.keep()
+
+    run(test())
+
+
 def test_one_that_is_gone_is_followed_and_its_facts_are_read(tmp_path: Path) -> None:
     async def test() -> None:
         objects, time = FolderObjects(tmp_path), Time()
