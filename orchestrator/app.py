@@ -24,10 +24,14 @@ from orchestrator.auth import KeyRing
 from orchestrator.browsers import Browsers
 from orchestrator.config import Watched, deployments
 from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
+from orchestrator.documents.api_files import FILES
+from orchestrator.engine_metrics import EngineMetrics
 from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
 from orchestrator.express import ExpressLane
 from orchestrator.gate import Gate
+from orchestrator.head import path_of
+from orchestrator.host_metrics import HostGauges
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.library import Library
 from orchestrator.meter import Meter
@@ -46,6 +50,7 @@ from orchestrator.usage_book import UsageBook
 from orchestrator.windows import warmed
 from storage.catalog import Catalog
 from storage.history import DuckHistory
+from storage.hub import cache_folder
 from storage.usage import DuckUsage, table_file
 from ui.dashboard import Dashboard
 
@@ -185,12 +190,15 @@ class Service:
         self._metrics.registry.register(self._library.gauges())
 
     def asgi(self) -> ASGIApp:
+        folders = {"data": data, "weights": cache_folder(os.environ)}
+        self._metrics.registry.register(HostGauges(folders, self.checks))
         """The outermost app."""
         control = Starlette(
             routes=[
                 *self._control.routes(),
                 *self._usage_api.routes(),
                 *self._library.routes(),
+                *EngineMetrics(self._activator, self._keys).routes(),
                 *self._dashboard.routes(),
             ],
             lifespan=self._lifespan,

@@ -128,6 +128,10 @@ class Bill:
             body, self._veil = stream_usage.ask(body, bytes(asked.stream_options))
         return body
 
+    def stood(self, seconds: float) -> None:
+        """It had to wait for so long for a lane."""
+        self._metrics.held_seconds.observe(seconds)
+
     def enter(self, lane: Lane) -> None:
         """It is at an engine from now on, until `leave`."""
         self._lane = lane

@@ -46,6 +46,7 @@ class ModelMetrics:
         self.prompt_tokens = self.completion_tokens = 0
         self.seconds = Tally(REQUEST_BUCKETS_S)
         self.first_byte_seconds = Tally(REQUEST_BUCKETS_S)
+        self.held_seconds = Tally(REQUEST_BUCKETS_S)
 
     def ended(self, outcome: str, seconds: float) -> None:
         """A request ended: ok, error, cancelled or refused."""
@@ -140,11 +141,17 @@ class _Requests:
             for outcome, count in (("ok", numbers.ok), ("error", numbers.failed), ("cancelled", numbers.cancelled)):
                 requests.add_metric([model, outcome], count)
             refused.add_metric([model], numbers.refused)
+        held = HistogramMetricFamily(
+            "orchestrator_held_seconds",
+            "How long requests stood that had to wait for an engine or a place at one, and got it.",
+            labels=["model"],
+        )
             tokens.add_metric(["prompt", model], numbers.prompt_tokens)
             tokens.add_metric(["completion", model], numbers.completion_tokens)
             seconds.add_metric([model], *numbers.seconds.exposed())
             first.add_metric([model], *numbers.first_byte_seconds.exposed())
-        return (requests, refused, tokens, seconds, first)
+            held.add_metric([model], *numbers.held_seconds.exposed())
+        return (requests, refused, tokens, seconds, first, held)
 
 
 class _Gauges:
@@ -160,6 +167,10 @@ class _Gauges:
             for each in Phase:
                 phase.add_metric([model, each], float(route.track.phase is each))
             held.add_metric([model], self._activator.held_for(model))
+        failures = GaugeMetricFamily(
+            "orchestrator_failures_in_a_row", "Engines that failed since one served for a while.", labels=["model"]
+        )
             flight.add_metric([model], sum(lane.in_flight for lane in route.lanes))
+            failures.add_metric([model], route.backoff.failures if route.backoff else 0)
             ready.add_metric([model], len(route.lanes))
-        return (phase, held, flight, ready)
+        return (phase, held, flight, ready, failures)

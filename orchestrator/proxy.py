@@ -198,7 +198,9 @@ class Proxy:
             self._activator.ask(call.model, now)
         until = now + (stands.hold_s if call.bill.cold or stands.applied else self._limits.hold_max_s)
         try:
-            return await self._held(call, until, early=stands.progress and bool(asked.stream))
+            admitted = await self._held(call, until, early=stands.progress and bool(asked.stream))
+            call.bill.stood(self._now() - now)
+            return admitted
         except ApiError as error:
             call.bill.refuse()
             if error.status == 503:
