@@ -188,17 +188,17 @@ class Service:
         )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
         self._metrics.registry.register(self._library.gauges())
-
-    def asgi(self) -> ASGIApp:
         folders = {"data": data, "weights": cache_folder(os.environ)}
         self._metrics.registry.register(HostGauges(folders, self.checks))
+
+    def asgi(self) -> ASGIApp:
         """The outermost app."""
         control = Starlette(
             routes=[
                 *self._control.routes(),
+                *EngineMetrics(self._activator, self._keys).routes(),
                 *self._usage_api.routes(),
                 *self._library.routes(),
-                *EngineMetrics(self._activator, self._keys).routes(),
                 *self._dashboard.routes(),
             ],
             lifespan=self._lifespan,

@@ -137,15 +137,15 @@ class _Requests:
             "From the request to the head of its answer, time held included.",
             labels=["model"],
         )
-        for model, numbers in self._models.items():
-            for outcome, count in (("ok", numbers.ok), ("error", numbers.failed), ("cancelled", numbers.cancelled)):
-                requests.add_metric([model, outcome], count)
-            refused.add_metric([model], numbers.refused)
         held = HistogramMetricFamily(
             "orchestrator_held_seconds",
             "How long requests stood that had to wait for an engine or a place at one, and got it.",
             labels=["model"],
         )
+        for model, numbers in self._models.items():
+            for outcome, count in (("ok", numbers.ok), ("error", numbers.failed), ("cancelled", numbers.cancelled)):
+                requests.add_metric([model, outcome], count)
+            refused.add_metric([model], numbers.refused)
             tokens.add_metric(["prompt", model], numbers.prompt_tokens)
             tokens.add_metric(["completion", model], numbers.completion_tokens)
             seconds.add_metric([model], *numbers.seconds.exposed())
@@ -163,14 +163,14 @@ class _Gauges:
         held = GaugeMetricFamily("orchestrator_held_requests", "Requests held.", labels=["model"])
         flight = GaugeMetricFamily("orchestrator_in_flight_requests", "Requests at engines.", labels=["model"])
         ready = GaugeMetricFamily("orchestrator_ready_replicas", "Ready replicas.", labels=["model"])
-        for model, route in self._activator.routes.items():
-            for each in Phase:
-                phase.add_metric([model, each], float(route.track.phase is each))
-            held.add_metric([model], self._activator.held_for(model))
         failures = GaugeMetricFamily(
             "orchestrator_failures_in_a_row", "Engines that failed since one served for a while.", labels=["model"]
         )
-            flight.add_metric([model], sum(lane.in_flight for lane in route.lanes))
+        for model, route in self._activator.routes.items():
             failures.add_metric([model], route.backoff.failures if route.backoff else 0)
+            for each in Phase:
+                phase.add_metric([model, each], float(route.track.phase is each))
+            held.add_metric([model], self._activator.held_for(model))
+            flight.add_metric([model], sum(lane.in_flight for lane in route.lanes))
             ready.add_metric([model], len(route.lanes))
         return (phase, held, flight, ready, failures)
