@@ -114,7 +114,7 @@ def test_progress_is_known_from_the_first_byte(hub: Hub, tmp_path: Path) -> None
         seen = []
         while not pull.done():
             found = weights.look(wanted())
-            if found.total_bytes:
+            if found.state is WeightsState.PULLING and found.total_bytes:
                 seen.append((found.done_bytes, found.total_bytes))
             await asyncio.sleep(0.05)
         await pull
