@@ -1,4 +1,4 @@
-"""``python -m bench.extract [FILE …]``: how long documents take to be read and cut, each in a limited subprocess.
+"""``python -m bench.extract [FILE …]``: how long documents take to be read and cut, each in a limited process.
 
 Beside the files that are named, a short and a long text are read. The event loop's lag is measured meanwhile.
 """
@@ -85,6 +85,7 @@ async def _measured(options: argparse.Namespace, folder: Path) -> list[Figures]:
     for path in options.files:
         found.append(await _one(reader, path, options.times))
     found.append(await _one(reader, folder / "long.txt", 1))
+    reader.close()
     return found
 
 

@@ -198,22 +198,22 @@ class RecordedShelf(DuckShelf):
         """See `DuckShelf.put_store_file`. One that is in progress and stays so has no record: it is a hint."""
         keep = partial(DuckShelf.put_store_file, self, file)
         async with self._locks.hold(file.file):
-            known = await self.store_file(file.tenant, file.store, file.file)
-            if known is None or known.entry != file.entry or known.status is IngestStatus.CANCELLED:
+            fact, known = await self._entry(file)
+            if fact is None or known is None or known.status is IngestStatus.CANCELLED:
                 return await keep()
             if known.status is file.status is IngestStatus.IN_PROGRESS:
                 return await keep()
-            return await self._alter(file, {name: getattr(file, name) for name in shelf_stores.FOUND}, keep)
+            return await self._alter(fact, {name: getattr(file, name) for name in shelf_stores.FOUND}, keep)
 
     @_to_its_end
     async def set_attributes(self, file: StoreFile) -> bool:
         """See `ports.Shelf.set_attributes`."""
         async with self._locks.hold(file.file):
-            known = await self.store_file(file.tenant, file.store, file.file)
-            if known is None or known.entry != file.entry:
+            fact, _ = await self._entry(file)
+            if fact is None:
                 return False
             keep = partial(DuckShelf.set_attributes, self, file)
-            return await self._alter(file, {"attributes": file.attributes}, keep)
+            return await self._alter(fact, {"attributes": file.attributes}, keep)
 
     @_to_its_end
     async def remove_store_file(self, tenant: str, store: str, file: str) -> StoreFile | None:
@@ -243,11 +243,15 @@ class RecordedShelf(DuckShelf):
                 await self._records.put(facts)
                 await super().cancel_batch(batch)
 
-    async def _alter(self, file: StoreFile, change: Mapping[str, Any], keep: Callable[[], Awaitable[bool]]) -> bool:
-        """Change an entry's record, and then by `keep` the entry; whether it was still there."""
+    async def _entry(self, file: StoreFile) -> tuple[Fact | None, StoreFile | None]:
+        """What is known of it; nothing where the store has the file by another entry now, or not at all."""
         fact = await self.fact(named(file))
-        if fact is None:
-            return await keep()
+        if fact is None or not isinstance(fact.value, StoreFile) or fact.value.entry != file.entry:
+            return None, None
+        return fact, fact.value
+
+    async def _alter(self, fact: Fact, change: Mapping[str, Any], keep: Callable[[], Awaitable[bool]]) -> bool:
+        """Change an entry's record, and then by `keep` the entry; whether it was still there."""
         async with self._records.doubted([fact.name]):
             await self._records.put([replace(fact, value=replace(fact.value, **change))])
             kept = await keep()

@@ -17,7 +17,7 @@ import asyncio
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
 
 import structlog
 
@@ -29,6 +29,7 @@ from orchestrator.documents.model import IngestStatus, LastError, StoreFile, Vec
 from orchestrator.documents.ports import Index, Indexed, Shelf, Shelves
 from orchestrator.documents.reading import Read, Reading
 from orchestrator.documents.roster import Roster
+from orchestrator.documents.threads import finished
 from orchestrator.errors import (
     EmbedderFailed,
     EmbedderUnavailable,
@@ -45,8 +46,6 @@ RETRY_S_MAX = 60.0
 PASS_S_MIN = 0.05
 PASS_S_MAX = 30.0
 """The loop looks again after this long, whether anything was told or not."""
-
-T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -239,11 +238,11 @@ class Ingest:
         except BaseException:
             self._roster.forget(done.store)  # it is completed, or not
             raise
-        if kept:
-            await self._roster.admit(done)  # for a roster that was read meanwhile
-        else:
+        if not kept:
             self._roster.drop(done)
             self.check(done.store)
+        elif not self._roster.has(done):  # it was read meanwhile
+            await self._roster.admit(done)
 
     async def _embedder(self, store: VectorStore, file: StoreFile) -> str:
         """Whose vectors the file gets:
@@ -299,7 +298,7 @@ class Ingest:
                 given = list(documents)
                 async with self._lock(store.id):
                     index = await asyncio.to_thread(self._open, store)
-                    await _finished(index.add, given)
+                    await finished(partial(index.add, given))
                 return [None] * len(given)
 
             self._adding[key] = Grouped(add, round_max=INDEX_ROUND_MAX)
@@ -342,7 +341,7 @@ class Ingest:
             index = await asyncio.to_thread(self._open, store)
             held = index.entries()
             if stray := held - mine:
-                await _finished(index.remove, stray)
+                await finished(partial(index.remove, stray))
         if stray & self._jobs.keys():  # a job that was told to stop may still put it in
             self.check(store.id)
         self._lacking = {entry: file for entry, file in self._lacking.items() if file.store != store.id}
@@ -374,13 +373,3 @@ class Ingest:
         """Nothing is left to be done for it."""
         self._later.pop(entry, None)
         self._lacking.pop(entry, None)
-
-
-async def _finished(change: Callable[[T], None], what: T) -> None:
-    """Run it in a thread; when cancelled, only once it is done, so that a lock around this holds."""
-    running = asyncio.ensure_future(asyncio.to_thread(change, what))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise

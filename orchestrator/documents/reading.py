@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import os
+import secrets
 import struct
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -21,6 +24,7 @@ from orchestrator.documents.model import IngestStatus, Passages, StoredFile, Sto
 from orchestrator.documents.passages import PASSAGES_BYTES_MAX, PassagesDamaged, decode, encode
 from orchestrator.documents.pieces import Pieces, pieces
 from orchestrator.documents.ports import Embedder, Extractor, Indexed, ObjectStore, Shelf, Source
+from orchestrator.documents.threads import finished
 from orchestrator.errors import EmbedderFailed, EmbedderUnavailable, NotFound
 
 if TYPE_CHECKING:
@@ -141,9 +145,8 @@ class Reading:
         digest = self._digest(stored, file, extractor)
         if kept := await self._kept(file.tenant, digest):
             return digest, *kept
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            source = Source(path=Path(folder) / "source", filename=stored.filename, content_type=stored.content_type)
-            await self._fetch(file_key(stored.tenant, stored.id), source.path)
+        async with self._copy(file_key(stored.tenant, stored.id)) as path:
+            source = Source(path=path, filename=stored.filename, content_type=stored.content_type)
             passages = await extractor.read(source, file.chunking, piece_tokens_max=self._piece_tokens_max())
         encoded = await asyncio.to_thread(encode, passages)
         crash_point("ingest.before_passages")
@@ -185,10 +188,17 @@ class Reading:
         current = self._embedders.current
         return current.piece_tokens_max if current else 256
 
-    async def _fetch(self, key: str, path: Path) -> None:
-        with await asyncio.to_thread(path.open, "wb") as file:
+    @contextlib.asynccontextmanager
+    async def _copy(self, key: str) -> AsyncIterator[Path]:
+        """An object as a file of its own, gone at the end."""
+        path = self._folder / secrets.token_hex(16)
+        try:
+            await finished(partial(_append, path, b""))
             async for data in self._objects.read(key):
-                await asyncio.to_thread(_write, file, data)
+                await finished(partial(_append, path, data))
+            yield path
+        finally:
+            await finished(partial(path.unlink, missing_ok=True))
 
     # --- vectors ---
 
@@ -233,8 +243,9 @@ class Reading:
         crash_point("ingest.after_vectors")
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
+def _append(path: Path, data: bytes) -> None:
+    with open(path, "ab", opener=partial(os.open, mode=0o600)) as file:
+        file.write(data)
 
 
 def _packed(rows: Vectors) -> bytes:

@@ -34,6 +34,10 @@ class Roster:
         self._stores.move_to_end(store)
         return known
 
+    def has(self, file: StoreFile) -> bool:
+        """Whether it is found, or will be once the store's roster is read."""
+        return file.entry in self._stores.get(file.store, {})
+
     async def admit(self, file: StoreFile) -> None:
         """A completed file is found from now on, with the attributes that it has by now; unless it is gone."""
         while True:

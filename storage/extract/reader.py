@@ -12,12 +12,14 @@ import shutil
 import signal
 import tempfile
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from orchestrator.documents.model import Chunking, Passages
 from orchestrator.documents.passages import PASSAGES_BYTES_MAX, PassagesDamaged, decode
 from orchestrator.documents.ports import Source
+from orchestrator.documents.threads import finished
 from orchestrator.errors import Unreadable
 from storage.extract import formats, worker
 from storage.extract.warm import Ended, Warm, WarmGone
@@ -82,7 +84,7 @@ class LimitedReader:
             try:
                 ended = await self._run(job)
             finally:
-                await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+                await finished(partial(shutil.rmtree, folder, ignore_errors=True))
         return await asyncio.to_thread(self._passages, ended)
 
     def _job(self, source: Source, chunking: Chunking, piece_tokens_max: int, folder: Path) -> worker.Job:
