@@ -1,4 +1,5 @@
-"""``python -m bench.retrieval FOLDER...``: how well search finds, on test collections (see `bench.collection`).
+"""``python -m bench.retrieval FOLDER...``: how well search finds, on test collections (see `bench.collection`), and
+what its scores say; with several collections, also of what the queries of one find in another, which nothing answers.
 
 Through the product's own parts: its reading and cutting, its small embedder, its indexes, its fusion; and a reranker
 where one is named.
@@ -13,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Collection as Members
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.collection import Collection, CollectionError, ndcg, read, recall
+from bench.retrieval_scores import NONSENSE, THRESHOLDS, ScoreRow, Scores, score_row, scored, together
 from orchestrator.config import cache_dir
 from orchestrator.documents.asking import ModelReranker
 from orchestrator.documents.fusion import fuse
 from orchestrator.documents.model import Chunking, Hit, Passages
 from orchestrator.documents.pieces import pieces
 from orchestrator.documents.ports import Embedder, Index, Indexed
-from orchestrator.documents.search import DEPTH_MIN, RERANKED_MAX, Reranker
+from orchestrator.documents.relevance import UNRELATED, floor_of
+from orchestrator.documents.search import DEPTH_MIN, JUDGED_MIN, RERANKED_MAX, Reranker
 from orchestrator.errors import EmbedderUnavailable
 from storage.embed.minilm import EmbeddedMiniLm
 from storage.extract import formats
@@ -36,7 +40,7 @@ from storage.extract.tokens import Offsets, tokenizer_offsets
 from storage.shelves import DiskIndex
 
 BATCH_DOCUMENTS = 200
-WIDTH = 100
+WIDTH = 120
 """Of the table where no terminal says how wide it is."""
 WAITS_MAX = 60
 """For a reranker that starts."""
@@ -62,11 +66,14 @@ def main(argv: list[str] | None = None) -> int:
     except CollectionError as error:
         print(error, file=sys.stderr)
         return 2
-    rows = asyncio.run(_measured(collections, options.reranker, options.reranker_model))
+    rows, scores = asyncio.run(_measured(collections, options.reranker, options.reranker_model))
     if options.json:
-        print("\n".join(json.dumps(asdict(row)) for row in rows))
+        lines: Sequence[Row | ScoreRow] = [*rows, *scores]
+        print("\n".join(json.dumps(asdict(line)) for line in lines))
     else:
-        Console(width=None if sys.stdout.isatty() else WIDTH).print(_table(rows))
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        console.print(_table(rows))
+        console.print(_score_table(scores))
     return 0
 
 
@@ -79,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _measured(collections: Sequence[Collection], url: str | None, model: str) -> list[Row]:
+async def _measured(collections: Sequence[Collection], url: str | None, model: str) -> tuple[list[Row], list[ScoreRow]]:
     import httpx
 
     embedder = EmbeddedMiniLm(cache_dir(os.environ))
@@ -87,21 +94,30 @@ async def _measured(collections: Sequence[Collection], url: str | None, model: s
     headers = {"authorization": f"Bearer {secret}"} if secret else {}
     async with httpx.AsyncClient(base_url=url or "", headers=headers) as client:
         reranker = ModelReranker(client, model) if url else None
+        rows, scores = list[Row](), list[ScoreRow]()
         try:
-            return [row for each in collections for row in await _rows(each, embedder, reranker)]
+            for each in collections:
+                others = [query for other in collections if other is not each for query in other.queries.values()]
+                more_rows, more_scores = await _rows(each, others, embedder, reranker)
+                rows += more_rows
+                scores += more_scores
         finally:
             await embedder.aclose()
+    return rows, scores
 
 
-async def _rows(collection: Collection, embedder: EmbeddedMiniLm, reranker: Reranker | None) -> list[Row]:
+async def _rows(
+    collection: Collection, unanswered: Sequence[str], embedder: EmbeddedMiniLm, reranker: Reranker | None
+) -> tuple[list[Row], list[ScoreRow]]:
     with tempfile.TemporaryDirectory() as name:
         index = DiskIndex(Path(name) / "index", embedder.dimension)
         started = time.monotonic()
         await _fill(index, collection, embedder, Path(name) / "document.txt")
         _say(f"{collection.name}: {len(collection.documents)} documents in {time.monotonic() - started:.0f} s")
         rankings = await _rankings(index, collection, embedder, reranker)
+        scores = await _scores(index, collection, unanswered, embedder)
         index.close()
-    return [_row(collection, run, found) for run, found in rankings.items()]
+    return [_row(collection, run, found) for run, found in rankings.items()], scores
 
 
 async def _fill(index: Index, collection: Collection, embedder: EmbeddedMiniLm, path: Path) -> None:
@@ -160,6 +176,39 @@ async def _rankings(
     return found
 
 
+async def _scores(
+    index: Index, collection: Collection, unanswered: Sequence[str], embedder: Embedder
+) -> list[ScoreRow]:
+    """What scores say of the collection's own queries, of those that it does not answer, and of nonsense."""
+    ids = list(collection.documents)
+    floor = floor_of(await embedder.embed(UNRELATED, wait=False))
+    _say(f"{collection.name}: unrelated texts have a cosine of at most {floor:.3f}")
+
+    async def of(queries: Mapping[str, Members[str]], *, by_vectors: bool) -> Scores:
+        found = []
+        for query, relevant in queries.items():
+            vector = (await embedder.embed([query], wait=False))[0] if by_vectors else None
+            words = index.words(query, allowed=None, limit=DEPTH_MIN)
+            near = [] if vector is None else index.nearest(vector, allowed=None, limit=DEPTH_MIN)
+            fused = fuse(words, near)[:JUDGED_MIN]
+            flags = [ids[one.entry] in relevant for one in fused]
+            found.append((scored(index, query, vector, floor, fused), flags))
+        return together(found)
+
+    own = {query: collection.relevant[id] for id, query in collection.queries.items()}
+    kinds: dict[str, Mapping[str, Members[str]]] = {
+        "its own": own,
+        "of others": dict.fromkeys(unanswered, ()),
+        "nonsense": dict.fromkeys(NONSENSE, ()),
+    }
+    return [
+        score_row(collection.name, f"{kind}{way}", await of(queries, by_vectors=not way))
+        for way in ("", ", words alone")
+        for kind, queries in kinds.items()
+        if queries
+    ]
+
+
 async def _reranked(
     index: Index, reranker: Reranker, query: str, keys: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int]]:
@@ -201,6 +250,21 @@ def _table(rows: Sequence[Row]) -> Table:
     for row in rows:
         table.add_row(row.collection, row.run, f"{row.ndcg:.3f}", f"{row.recall:.3f}")
     return table
+
+
+def _score_table(rows: Sequence[ScoreRow]) -> Table:
+    table = Table("collection", "queries", title=f"scores; thresholds {THRESHOLDS}")
+    for title in ("relevant", "others", "best, p95", "area", "kept", "precision"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        kept, precision = (" ".join(map(_figure, by.values())) for by in (row.kept, row.precision))
+        figures = map(_figure, (row.relevant, row.others, row.first_95, row.area))
+        table.add_row(row.collection, row.queries, *figures, kept, precision)
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _say(line: str) -> None:

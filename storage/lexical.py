@@ -19,7 +19,7 @@ from orchestrator.documents.model import Chunk, Hit
 from orchestrator.documents.passages import Row
 from orchestrator.documents.ports import Indexed
 from storage import lexical_feedback
-from storage.lexical_files import LexicalError, claim, committed, damage, faults, verify
+from storage.lexical_files import LexicalDamaged, LexicalError, claim, committed, damage, documents, faults, verify
 from storage.lexical_text import Words, passage_text
 from storage.seals import Seals
 
@@ -86,6 +86,8 @@ class Lexical:
             self._index.register_tokenizer("prose", self._words.every)
             self._index.config_reader("manual")  # the default watches the folder from a thread
             self._state = self._read_state()
+            if documents(folder) != sum(self._state.searcher.doc_freq("head", head) for head in (True, False)):
+                raise LexicalDamaged("the index does not have as many documents as it says")
 
     def entries(self) -> frozenset[int]:
         """What is in it, durably."""

@@ -37,6 +37,7 @@ class _Deletes(msgspec.Struct):
 
 class _Segment(msgspec.Struct):
     segment_id: str
+    max_doc: int
     deletes: _Deletes | None = None
 
 
@@ -86,15 +87,15 @@ def claim(folder: Path) -> None:
         raise LexicalDamaged(f"the index is of version {held[:20]!r}, not {VERSION}")
 
 
+def documents(folder: Path) -> int:
+    """How many documents the last commit says its segments have, with those that were removed."""
+    return sum(segment.max_doc for segment in _meta(folder).segments)
+
+
 def committed(folder: Path) -> tuple[Path, ...]:
     """The segments' files that the last commit counts. Raises `LexicalDamaged`."""
-    with damage():
-        try:
-            meta = msgspec.json.decode((folder / META).read_bytes(), type=_Meta)
-        except FileNotFoundError:  # a new one
-            return ()
     names: list[str] = []
-    for segment in meta.segments:
+    for segment in _meta(folder).segments:
         id = segment.segment_id.replace("-", "")
         names += [f"{id}.{kind}" for kind in KINDS]
         if segment.deletes is not None:
@@ -115,6 +116,14 @@ def verify(path: Path) -> None:
             return
     if not whole:
         raise LexicalDamaged(f"the index's file {path.name} is not as it was written")
+
+
+def _meta(folder: Path) -> _Meta:
+    with damage():
+        try:
+            return msgspec.json.decode((folder / META).read_bytes(), type=_Meta)
+        except FileNotFoundError:  # a new one
+            return _Meta([])
 
 
 def _is_whole(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 READ_BYTES = 2**20
 REFUSALS = frozenset(
     (
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN, errno.EINTR),
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOLCK, errno.ETIMEDOUT, errno.ESTALE),
     )
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from orchestrator.documents.embedders import Embedders
 from orchestrator.documents.fusion import Fused, fuse, merge
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 DEPTH_MIN = 100
 """Chunks that each leg gives, at least: what only one leg ranks low may still win by both."""
 WORDS_ALONE = "found by words alone"
+JUDGED_MIN = 10
+"""Chunks whose relevance is looked at, at least: scores of neighbours depend on each other, see `relevance`."""
 RERANKED_MAX = 50
 """Chunks that a reranker is asked to judge."""
+
+Key = tuple[int, int]
+"""An entry and the place of a chunk in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +76,15 @@ class Meant:
     """A row for each query; None: vectors don't count."""
     floor: float = 0.0
     """Of their embedder, see `relevance`."""
+
+
+class _Judged(NamedTuple):
+    """A chunk found, its best piece, and how relevant that is."""
+
+    fused: Fused
+    chunk: Chunk
+    piece: int
+    relevance: float
 
 
 class Reranker(Protocol):
@@ -131,13 +145,15 @@ class Search:
             rankings = []
             for number in range(len(queries)):
                 rankings.append(await asyncio.to_thread(_legs, index, meant, number, allowed, depth, asked))
-            fused = merge(rankings)[: max(RERANKED_MAX, asked.limit)]
-            chunks, pieces = await asyncio.to_thread(_looked_up, index, meant, fused)
+            fused, reranked = merge(rankings), None
+            if self._reranker is not None and asked.ranking.rerank and fused:
+                reranked, missing = await self._reranked(self._reranker, index, queries, fused[:RERANKED_MAX])
+                notice = missing if missing.text else notice
+            if reranked is not None:
+                fused = sorted(fused[:RERANKED_MAX], key=lambda one: -reranked[one.entry, one.chunk])
+            judged = await asyncio.to_thread(_judged, index, meant, fused[: max(JUDGED_MIN, asked.limit)])
             roster = await self._roster.of(store.id)  # what was deleted meanwhile is not found
-            results = _results(fused, chunks, pieces, roster)
-        if self._reranker is not None and asked.ranking.rerank and results:
-            results, missing = await self._reranked(self._reranker, queries, results)
-            notice = missing if missing.text else notice
+            results = _results(judged, reranked, roster)
         kept = [one for one in results if one.score >= asked.ranking.score_threshold][: asked.limit]
         return Found(queries=queries, results=tuple(kept), notice=notice.text, retry_after_s=notice.retry_after_s)
 
@@ -183,13 +199,16 @@ class Search:
         return vectors, self._floors[embedder.name]
 
     async def _reranked(
-        self, reranker: Reranker, queries: Sequence[str], results: Sequence[Result]
-    ) -> tuple[Sequence[Result], Notice]:
+        self, reranker: Reranker, index: Index, queries: Sequence[str], fused: Sequence[Fused]
+    ) -> tuple[Mapping[Key, float] | None, Notice]:
+        """The reranker's scores, 0 to 1; None where it can't be had."""
+        keys = [(one.entry, one.chunk) for one in fused]
+        chunks = await asyncio.to_thread(index.chunks, keys)
         try:
-            scores = await reranker.scores(" ".join(queries), [one.chunk.text for one in results])
+            scores = await reranker.scores(" ".join(queries), [chunk.text if chunk else "" for chunk in chunks])
         except (EmbedderUnavailable, EmbedderFailed) as error:
-            return results, _missing("not reranked", error)
-        return _resorted(results, scores), Notice()
+            return None, _missing("not reranked", error)
+        return {key: min(max(score, 0.0), 1.0) for key, score in zip(keys, scores, strict=True)}, Notice()
 
 
 def _allowed(held: frozenset[int], roster: Mapping[int, StoreFile], asked: Asked) -> Collection[int] | None:
@@ -209,49 +228,44 @@ def _legs(
     return fuse(words, near, text_weight=ranking.text_weight or 1.0, embedding_weight=ranking.embedding_weight)
 
 
-def _looked_up(
-    index: Index, meant: Meant, fused: Sequence[Fused]
-) -> tuple[Sequence[Chunk | None], Sequence[tuple[int, float]]]:
-    """The chunks, and of each its best piece and how relevant that is to the query that found it. Blocks."""
-    keys = [(one.entry, one.chunk) for one in fused]
-    found: dict[tuple[int, int], tuple[int, float]] = {}
+def _judged(index: Index, meant: Meant, fused: Sequence[Fused]) -> Sequence[_Judged]:
+    """What is to be known of these, in their order; without those that are gone. Blocks."""
+    pieces: dict[Key, tuple[int, float]] = {}
     for number, query in enumerate(meant.queries):
-        own = [key for key, one in zip(keys, fused, strict=True) if one.query == number]
+        own = [(one.entry, one.chunk) for one in fused if one.query == number]
         none: list[list[float]] = [[] for _ in own]
         shares = index.shares(query, own) if meant.by_words else none
         cosines = index.cosines(meant.vectors[number], own) if meant.vectors is not None else none
         for key, near, said in zip(own, cosines, shares, strict=True):
-            found[key] = best_piece(near, said, meant.floor)
-    return index.chunks(keys), [found[key] for key in keys]
+            pieces[key] = best_piece(near, said, meant.floor)
+    chunks = index.chunks([(one.entry, one.chunk) for one in fused])
+    return [
+        _Judged(one, chunk, *pieces[one.entry, one.chunk])
+        for one, chunk in zip(fused, chunks, strict=True)
+        if chunk is not None
+    ]
 
 
 def _results(
-    fused: Sequence[Fused],
-    chunks: Sequence[Chunk | None],
-    pieces: Sequence[tuple[int, float]],
-    roster: Mapping[int, StoreFile],
+    judged: Sequence[_Judged], reranked: Mapping[Key, float] | None, roster: Mapping[int, StoreFile]
 ) -> Sequence[Result]:
-    """Those that are still there; their scores fall from the first to the last."""
-    found = [
+    """Those that are still there; no score is above one before it."""
+    there = [one for one in judged if one.fused.entry in roster]
+    if reranked is None:
+        scores = descending([one.relevance for one in there])
+    else:
+        scores = [reranked[one.fused.entry, one.fused.chunk] for one in there]
+    return [
         Result(
-            file=roster[one.entry],
-            chunk=chunk,
-            place=chunk.parts[min(piece, len(chunk.parts) - 1)].place,
+            file=roster[one.fused.entry],
+            chunk=one.chunk,
+            place=one.chunk.parts[min(one.piece, len(one.chunk.parts) - 1)].place,
             score=score,
-            word_rank=one.word_rank,
-            vector_rank=one.vector_rank,
+            word_rank=one.fused.word_rank,
+            vector_rank=one.fused.vector_rank,
         )
-        for one, chunk, (piece, score) in zip(fused, chunks, pieces, strict=True)
-        if chunk is not None and one.entry in roster
+        for one, score in zip(there, scores, strict=True)
     ]
-    scores = descending([one.score for one in found])
-    return [replace(one, score=score) for one, score in zip(found, scores, strict=True)]
-
-
-def _resorted(results: Sequence[Result], scores: Sequence[float]) -> Sequence[Result]:
-    """By the reranker's scores; what it did not judge comes after, in its old order."""
-    judged = [replace(one, score=min(max(score, 0.0), 1.0)) for one, score in zip(results, scores, strict=True)]
-    return sorted(judged, key=lambda one: -one.score)
 
 
 def _missing(what: str, error: OrchestratorError) -> Notice:

@@ -128,6 +128,12 @@ def test_byte_ranges_hold_their_chunks_text(
         there = bare(clean(data[place.start_byte : place.end_byte].decode()))
         rows = found.text.partition("\n")[2]  # without the head of a table, which is repeated before later rows
         assert bare(found.text) in there or (read is delimited and bare(rows) in there)
+        for piece in found.pieces:
+            start, end = piece.place.start_byte, piece.place.end_byte
+            assert start is None or end is None or (place.start_byte <= start <= end <= place.end_byte)
+            if read is prose:
+                assert start is not None and end is not None
+                assert bare(found.text[piece.start : piece.end]) in bare(clean(data[start:end].decode()))
 
 
 # --- what a reader would expect ---
@@ -204,6 +210,43 @@ def test_a_long_table_is_cut_between_rows_and_each_part_has_its_head() -> None:
 def test_pages_are_told() -> None:
     blocks = [Block(Kind.PARAGRAPH, paragraph(60, 100 * page).text, page=page) for page in (1, 2, 3)]
     assert [found.place.page for found in cut(blocks, overlap=0)] == [1, 1, 2, 3]
+
+
+PAGED = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90)), min_size=1, max_size=14)
+
+
+@settings(max_examples=80, deadline=None)
+@given(PAGED, SIZES)
+def test_each_piece_knows_its_pages(shape: list[tuple[int, int]], sizes: tuple[int, int, int]) -> None:
+    """Blocks of some words, each on the page of the one before or some pages on."""
+    page, blocks = 1, []
+    for pages, words in shape:
+        page += pages
+        blocks.append(Block(Kind.PARAGRAPH, " ".join(f"w{page}." for _ in range(words)), page=page))
+    for found in cut(blocks, *sizes):
+        for text, place in (
+            (found.text, found.place),
+            *zip(pieces(found), (p.place for p in found.pieces), strict=True),
+        ):
+            said = [int(word.strip("w.")) for word in text.split() if word.startswith("w")]
+            assert not said or (place.page, place.page_end) == (min(said), max(said))
+
+
+def test_a_hit_cites_one_page_unless_pages_are_tiny() -> None:
+    long = [Block(Kind.PARAGRAPH, paragraph(9, 100 * page).text, page=page) for page in range(1, 7)]
+    places = [piece.place for found in cut(long) for piece in found.pieces]
+    assert {place.page for place in places} == set(range(1, 7))
+    assert all(place.page == place.page_end for place in places)
+    (found,) = cut([Block(Kind.PARAGRAPH, f"Slide {page}.", page=page) for page in range(1, 41)])
+    assert (found.place.page, found.place.page_end) == (1, 40)
+    assert 4 <= len(found.pieces) <= 10  # not one for each
+
+
+def test_pieces_stand_under_their_own_headings() -> None:
+    blocks = [heading("Top", 1), heading("One", 2), paragraph(9), heading("Two", 2), paragraph(9, 50)]
+    (found,) = cut(blocks, window=140)
+    assert found.place.headings == ("Top",)
+    assert [piece.place.headings for piece in found.pieces] == [("Top", "One"), ("Top", "Two")]
 
 
 def test_a_tokenizers_own_tokens_bound_chunks_and_pieces(tmp_path: Path) -> None:

@@ -127,6 +127,32 @@ def test_words_of_many_scripts(lexical: Lexical, text: str, query: str) -> None:
     assert found(lexical, query)[0] == (1, 0)
 
 
+def shares(lexical: Lexical, query: str, *keys: tuple[int, int]) -> list[list[float]]:
+    return [[round(share, 2) for share in found] for found in lexical.shares(query, keys)]
+
+
+def test_shares_say_how_much_of_a_query_each_piece_says(lexical: Lexical) -> None:
+    text = "The wing is heated. A slipstream passes it."
+    pieces = (Piece(start=0, end=19), Piece(start=20, end=len(text), place=Place(headings=("Flutter",))))
+    lexical.add([Indexed(entry=1, title="Report 1042", chunks=[Chunk(text=text, pieces=pieces)])])
+    lexical.add([document(2, "a wing"), document(3, "")])
+    assert shares(lexical, "heated wings", (1, 0)) == [[1.0, 0.0]]
+    assert shares(lexical, "the flutter of the slipstream", (1, 0)) == [[0.0, 1.0]]
+    assert shares(lexical, "report 1042", (1, 0), (2, 0)) == [[1.0, 1.0], [0.0]]
+    assert shares(lexical, "qwzx flurb", (1, 0), (2, 0), (3, 0), (9, 9)) == [[0.0, 0.0], [0.0], [0.0], []]
+    assert shares(lexical, "the", (1, 0)) == [[1.0, 0.0]]
+    assert lexical.shares("?!", [(1, 0)]) == [[0.0, 0.0]]
+    assert lexical.shares("wing", []) == []
+
+
+def test_rare_words_weigh_more(lexical: Lexical) -> None:
+    lexical.add([document(entry, "common words", *(["rare words"] if entry == 1 else [])) for entry in range(60)])
+    common, rare = (lexical.shares("common rare", [(1, chunk)])[0][0] for chunk in (0, 1))
+    assert 0.2 < common < 0.5 < rare < 0.8
+    assert common + rare == pytest.approx(1)
+    assert lexical.shares("common unheard", [(1, 0)])[0][0] < common  # nobody says it: that is the rarest
+
+
 def test_stop_words_count_when_there_is_nothing_else(lexical: Lexical) -> None:
     lexical.add([document(1, "to be or not to be"), document(2, "that is the question, to some")])
     assert found(lexical, "To be, or not to be?")[0] == (1, 0)

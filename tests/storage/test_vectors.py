@@ -161,6 +161,21 @@ def test_scores_are_cosines(tmp_path: Path) -> None:
     assert all(-1 <= hit.score <= 1 for hit in found)
 
 
+def test_the_cosine_of_each_piece(tmp_path: Path) -> None:
+    index = Vectors(tmp_path, DIMENSION)
+    rows = drawn(1, 5)
+    index.add([Indexed(entry=7, title="", chunks=[], owners=[0, 0, 1, 3, 3], vectors=rows)])
+    index.add([document(8, drawn(2, 3)), document(9, rows[:0])])
+    index.add([document(8, rows[:1])])  # what it had before counts no more
+    keys = [(7, 3), (7, 0), (7, 2), (8, 0), (8, 1), (9, 0), (10, 0), (7, 1)]
+    expected = [rows[3:5], rows[:2], rows[:0], rows[:1], *[rows[:0]] * 3, rows[2:3]]
+    for opened in (index, Vectors(tmp_path, DIMENSION)):
+        found = opened.cosines(rows[0], keys)
+        for cosines, own in zip(found, expected, strict=True):
+            assert cosines == pytest.approx((own @ rows[0]).tolist(), abs=1e-4)
+    assert index.cosines(rows[0], []) == []
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = Vectors(tmp_path, DIMENSION)
     row = drawn(1, 1)
