@@ -24,6 +24,8 @@ DEPTH_MIN = 100
 WORDS_ALONE = "found by words alone"
 JUDGED_MIN = 10
 """Chunks whose relevance is looked at, at least: scores of neighbours depend on each other, see `relevance`."""
+SCORE_DIGITS = 6
+"""So that a score that a client was shown serves as a threshold."""
 RERANKED_MAX = 50
 """Chunks that a reranker is asked to judge."""
 
@@ -260,7 +262,7 @@ def _results(
             file=roster[one.fused.entry],
             chunk=one.chunk,
             place=one.chunk.parts[min(one.piece, len(one.chunk.parts) - 1)].place,
-            score=score,
+            score=round(score, SCORE_DIGITS),
             word_rank=one.fused.word_rank,
             vector_rank=one.fused.vector_rank,
         )

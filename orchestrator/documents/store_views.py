@@ -123,7 +123,7 @@ def _result_view(result: Result, *, ranks: bool) -> Json:
     view: Json = {
         "file_id": result.file.file,
         "filename": result.file.filename,
-        "score": round(result.score, 6),
+        "score": result.score,
         "attributes": dict(result.file.attributes),
         "content": [{"type": "text", "text": result.chunk.text}],
         "place": place_view(result.place),

@@ -50,7 +50,7 @@ def completed(client: httpx.Client, store: str, id: str, timeout_s: float = 30) 
     assert file["status"] == "completed", file["last_error"]
 
 
-def found(client: httpx.Client, store: str, query: str, **more: Any) -> dict[str, Any]:
+def found(client: httpx.Client, store: str, query: str | list[str], **more: Any) -> dict[str, Any]:
     """The answer to a search."""
     asked = {"query": query, "include": ["ranks"], **more}
     answer: dict[str, Any] = client.post(f"/v1/vector_stores/{store}/search", json=asked).raise_for_status().json()
