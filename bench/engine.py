@@ -34,9 +34,21 @@ ONE_BY_ONE = b"one-by-one"
 OWNER_CHECK_S = 2.0
 
 
-def _event(number: int) -> bytes:
+METERED = b'"continuous_usage_stats":true'
+"""A request with this in it gets usage with every event, and by itself before the end, as from vLLM."""
+
+
+def _event(number: int, *, metered: bool = False) -> bytes:
     choice = {"index": 0, "delta": {"content": f" fox{number:02}"}, "finish_reason": None}
-    return b"data: " + json.dumps({**_HEAD, "choices": [choice]}).encode() + b"\n\n"
+    return _line({**_HEAD, "choices": [choice], **(_usage(number) if metered else {})})
+
+
+def _usage(number: int) -> dict[str, dict[str, int]]:
+    return {"usage": {"prompt_tokens": 9, "total_tokens": 10 + number, "completion_tokens": 1 + number}}
+
+
+def _line(content: dict[str, object]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
 EVENTS = [_event(number) for number in range(BURST)]
@@ -59,8 +71,9 @@ def _response(body: bytes) -> bytes:
 
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-FRAMED = [_chunk(event) for event in EVENTS]
-ALL_FRAMED = b"".join(FRAMED)
+FRAMED = [[_chunk(_event(number, metered=metered)) for number in range(BURST)] for metered in (False, True)]
+ALL_FRAMED = [b"".join(framed) for framed in FRAMED]
+LAST_USAGE = _chunk(_line({**_HEAD, "choices": [], **_usage(BURST)}))
 END = _chunk(DONE) + b"0\r\n\r\n"
 WHOLE_RESPONSE = _response(WHOLE)
 INFO_RESPONSE = _response(_INFO.encode())
@@ -102,26 +115,26 @@ class Engine(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if b'"stream": true' in self._body or b'"stream":true' in self._body:
             burst = 1 if self._delay_s or ONE_BY_ONE in self._body else BURST
-            self._stream = asyncio.get_running_loop().create_task(self._send_stream(burst))
+            self._stream = asyncio.get_running_loop().create_task(self._send_stream(burst, METERED in self._body))
         elif self._parser.get_method() == b"POST":
             self._transport.write(WHOLE_RESPONSE)
         else:
             self._transport.write(INFO_RESPONSE)
 
-    async def _send_stream(self, burst: int) -> None:
+    async def _send_stream(self, burst: int, metered: bool) -> None:
         self._transport.write(SSE_HEAD)
         for first in range(0, self._chunks, burst):
             await self._writable.wait()
-            self._transport.write(_framed(first, min(burst, self._chunks - first)))
+            self._transport.write(_framed(first, min(burst, self._chunks - first), metered))
             await asyncio.sleep(self._delay_s)
-        self._transport.write(END)
+        self._transport.write(LAST_USAGE + END if metered else END)
 
 
-def _framed(first: int, count: int) -> bytes:
+def _framed(first: int, count: int, metered: bool) -> bytes:
     """Some events of a stream, each a chunk of its own."""
     if count == BURST and first % BURST == 0:
-        return ALL_FRAMED
-    return b"".join(FRAMED[number % BURST] for number in range(first, first + count))
+        return ALL_FRAMED[metered]
+    return b"".join(FRAMED[metered][number % BURST] for number in range(first, first + count))
 
 
 async def _outlive_not(owner: int) -> None:

@@ -15,10 +15,11 @@ T = TypeVar("T")
 
 
 class _Flow(Generic[T]):
-    __slots__ = ("items", "tag")
+    __slots__ = ("items", "step", "tag")
 
     def __init__(self, tag: float) -> None:
         self.items: deque[T] = deque()
+        self.step = 1.0
         self.tag = tag
         """The start tag of its first item; of an empty one, that of the next to come, unless others are beyond it."""
 
@@ -42,14 +43,15 @@ class FairQueue(Generic[T]):
         flow = self._flows.get(owner)
         return len(flow.items) if flow else 0
 
-    def push(self, owner: str, item: T) -> None:
-        """Wait behind the owner's others."""
+    def push(self, owner: str, item: T, weight: float = 1.0) -> None:
+        """Wait behind the owner's others. From now on they go `weight` times as often as another's of weight 1."""
         flow = self._flows.get(owner)
         if flow is None:
             flow = self._flows[owner] = _Flow(self._now)
         elif not flow.items:
             flow.tag = max(flow.tag, self._now)
         flow.items.append(item)
+        flow.step = 1 / weight
         self._size += 1
 
     def next(self, may: Callable[[str], bool]) -> str | None:
@@ -57,12 +59,12 @@ class FairQueue(Generic[T]):
         waiting = ((flow.tag, place, owner) for place, (owner, flow) in enumerate(self._flows.items()) if flow.items)
         return min((found for found in waiting if may(found[2])), default=(0.0, 0, None))[2]
 
-    def take(self, owner: str, weight: float = 1.0) -> T:
+    def take(self, owner: str) -> T:
         """Take the first of an owner's; there must be one."""
         flow = self._flows.pop(owner)
         item = flow.items.popleft()
         self._now = max(self._now, flow.tag)
-        flow.tag += 1 / weight
+        flow.tag += flow.step
         self._flows[owner] = flow  # behind the others of the same tag
         self._size -= 1
         if not self._size:

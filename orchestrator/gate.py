@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 
 from orchestrator.errors import ApiError
 from orchestrator.key import Key
-from orchestrator.limits import NONE, Limits, Rate, Standing
+from orchestrator.limits import NONE, Headers, Limits, Rate
 from orchestrator.model import Deployment
-from orchestrator.upstream import Headers
 
 RETRY_AFTER_MAX_S = 120
 """OpenAI's SDK does not retry at all where Retry-After says more."""
@@ -20,43 +19,55 @@ BUSY_S = 1
 
 
 class _Used:
-    """What one key or one model has used."""
+    """What one key or one model has used of its limits."""
 
-    __slots__ = ("in_flight", "requests", "tokens")
+    __slots__ = ("in_flight", "limits", "requests", "tokens")
 
     def __init__(self) -> None:
-        self.requests = Rate()
-        self.tokens = Rate()
+        self.limits = NONE
+        self.requests: Rate | None = None
+        self.tokens: Rate | None = None
         self.in_flight = 0
+
+    def limit(self, limits: Limits) -> None:
+        """From now on these limits hold; what was used of the old ones stays used."""
+        self.limits = limits
+        self.requests = _changed(self.requests, "requests", limits.requests_per_minute)
+        self.tokens = _changed(self.tokens, "tokens", limits.tokens_per_minute)
 
 
 class Leave:
-    """One request's. Settled once, by `settle` or `take_back`; later calls do nothing."""
+    """One request's. Ended once, by `settle` or `take_back`."""
 
-    __slots__ = ("_parties", "_reserved_tokens")
+    __slots__ = ("_key", "_model", "_tokens")
 
-    def __init__(self, parties: list[tuple[Limits, _Used]], reserved_tokens: int) -> None:
-        self._parties = parties
-        self._reserved_tokens = reserved_tokens
+    def __init__(self, key: _Used | None, model: _Used | None, tokens: int) -> None:
+        self._key = key
+        self._model = model
+        self._tokens = tokens
 
     def settle(self, tokens: int, now: float) -> None:
         """It ended, and took so many tokens."""
-        for limits, used in self._parties:
-            used.in_flight -= 1
-            if limits.tokens_per_minute:
-                used.tokens.correct(limits.tokens_per_minute, tokens - self._reserved_tokens, now)
-        self._parties = []
+        for used in (self._key, self._model):
+            if used is not None:
+                used.in_flight -= 1
+                if used.tokens is not None:
+                    used.tokens.take(tokens - self._tokens, now)
 
     def take_back(self, now: float) -> None:
         """It was refused for another reason: it counts for nothing."""
-        for limits, used in self._parties:
-            if limits.requests_per_minute:
-                used.requests.correct(limits.requests_per_minute, -1, now)
+        for used in (self._key, self._model):
+            if used is not None and used.requests is not None:
+                used.requests.take(-1, now)
         self.settle(0, now)
 
     def headers(self, now: float) -> Headers:
-        """The ``x-ratelimit-*`` fields, where anything is limited by the minute."""
-        return _standing_headers(self._parties, now)
+        """The ``x-ratelimit-*`` fields: of each kind the rate of which less is left."""
+        key, model = self._key, self._model
+        if key is None or model is None:
+            used = key or model
+            return _fields(used.requests, used.tokens, now) if used is not None else []
+        return _fields(_tighter(key.requests, model.requests, now), _tighter(key.tokens, model.tokens, now), now)
 
 
 class Gate:
@@ -68,33 +79,31 @@ class Gate:
         self._month_tokens: Counter[str] = Counter()
         self._month_ends_unix = 0.0
         self.refusals: Counter[tuple[str, str]] = Counter()
-        """How often, by key and limit."""
+        """How often, by key and limit: requests, tokens, concurrent or month."""
 
     def enter(self, key: Key, deployment: Deployment, tokens: int, now: float, unix: float) -> Leave | None:
         """Leave for a request that reserves `tokens`; None where nothing limits it. Raises `ApiError` 429.
 
         Nothing is taken where it is refused. The model's `max_concurrent` is not looked at: see `hold.Line`.
         """
-        key_limits, model_limits = key.limits, deployment.limits
-        if key_limits is NONE and model_limits is NONE:
+        of_key = None if key.limits is NONE else _of(self._keys, key.name, key.limits)
+        of_model = None if deployment.limits is NONE else _of(self._models, deployment.name, deployment.limits)
+        if of_key is None and of_model is None:
             return None
-        parties = []
-        if key_limits is not NONE:
-            used = self._keys.get(key.name) or self._keys.setdefault(key.name, _Used())
-            self._check_key(key, used, unix)
-            parties.append((key_limits, used))
-        if model_limits is not NONE:
-            used = self._models.get(deployment.name) or self._models.setdefault(deployment.name, _Used())
-            parties.append((model_limits, used))
-        for limits, used in parties:
-            self._check_rates(key, deployment.name, limits, used, tokens, now, parties)
-        for limits, used in parties:
-            used.in_flight += 1
-            if limits.requests_per_minute:
-                used.requests.take(limits.requests_per_minute, 1, now)
-            if limits.tokens_per_minute:
-                used.tokens.take(limits.tokens_per_minute, tokens, now)
-        return Leave(parties, tokens)
+        leave = Leave(of_key, of_model, tokens)
+        if of_key is not None:
+            self._check_key(key, of_key, unix)
+            self._check_rates(key, "the key", of_key, tokens, now, leave)
+        if of_model is not None:
+            self._check_rates(key, deployment.name, of_model, tokens, now, leave)
+        for used in (of_key, of_model):
+            if used is not None:
+                used.in_flight += 1
+                if used.requests is not None:
+                    used.requests.take(1, now)
+                if used.tokens is not None:
+                    used.tokens.take(tokens, now)
+        return leave
 
     def spend(self, name: str, tokens: int, unix: float) -> None:
         """A key used tokens; counted for every key, since a budget may be given to it in the middle of a month."""
@@ -118,56 +127,39 @@ class Gate:
             self.begin_month({}, unix)
         spent = self._month_tokens[key.name]
         if spent >= limits.tokens_per_month:
-            wait_s = math.ceil(self._month_ends_unix - unix)
             message = f"the key's budget of {limits.tokens_per_month} tokens a month is used up: {spent} spent"
+            wait_s = math.ceil(self._month_ends_unix - unix)
             headers = {"retry-after": str(wait_s), "x-should-retry": "false"}
             raise self._refusal(key, "month", message, headers, code="insufficient_quota")
 
-    def _check_rates(
-        self,
-        key: Key,
-        model: str,
-        limits: Limits,
-        used: _Used,
-        tokens: int,
-        now: float,
-        parties: list[tuple[Limits, _Used]],
-    ) -> None:
-        what = "the key" if limits is key.limits else model
-        rates = (
-            ("requests", used.requests, limits.requests_per_minute, 1),
-            ("tokens", used.tokens, limits.tokens_per_minute, tokens),
-        )
-        for kind, rate, per_minute, cost in rates:
-            wait_s = rate.wait_s(per_minute, cost, now) if per_minute else 0.0
-            if wait_s > 0:
-                told_s = min(max(math.ceil(wait_s), 1), RETRY_AFTER_MAX_S)
-                left = rate.standing(per_minute, now).left
-                message = (
-                    f"rate limit of {what} reached: {per_minute} {kind} per minute, {left} left, {cost} asked for; "
-                    f"try again in {told_s} s"
-                )
-                fields = {name.decode(): value.decode() for name, value in _standing_headers(parties, now)}
-                raise self._refusal(key, kind, message, {"retry-after": str(told_s), **fields})
+    def _check_rates(self, key: Key, whose: str, used: _Used, tokens: int, now: float, leave: Leave) -> None:
+        if used.requests is not None and (wait_s := used.requests.wait_s(1, now)) > 0:
+            raise self._exceeded(key, "requests", whose, used.requests, wait_s, now, leave)
+        if used.tokens is not None and (wait_s := used.tokens.wait_s(tokens, now)) > 0:
+            raise self._exceeded(key, "tokens", whose, used.tokens, wait_s, now, leave)
+
+    def _exceeded(
+        self, key: Key, kind: str, whose: str, rate: Rate, wait_s: float, now: float, leave: Leave
+    ) -> ApiError:
+        told_s = min(max(math.ceil(wait_s), 1), RETRY_AFTER_MAX_S)
+        limit = f"{rate.per_minute} {kind} per minute, {rate.left(now)} left"
+        message = f"rate limit of {whose} reached: {limit}; try again in {told_s} s"
+        fields = {name.decode(): value.decode() for name, value in leave.headers(now)}
+        return self._refusal(key, kind, message, {"retry-after": str(told_s), **fields})
 
     def _refusal(
-        self, key: Key, kind: str, message: str, headers: dict[str, str], *, code: str = "rate_limit_exceeded"
+        self, key: Key, limit: str, message: str, headers: dict[str, str], *, code: str = "rate_limit_exceeded"
     ) -> ApiError:
-        self.refusals[key.name, kind] += 1
-        return ApiError(
-            429,
-            message,
-            code=code,
-            kind="insufficient_quota" if code != "rate_limit_exceeded" else None,
-            headers=headers,
-        )
+        """OpenAI's `type` of a used-up budget is its code."""
+        self.refusals[key.name, limit] += 1
+        kind = code if limit == "month" else None
+        return ApiError(429, message, code=code, kind=kind, headers=headers)
 
 
 def month_end_unix(unix: float) -> float:
     """When the calendar month of `unix` ends (UTC)."""
     now = datetime.fromtimestamp(unix, UTC)
-    month = (now.year + now.month // 12, now.month % 12 + 1)
-    return datetime(*month, 1, tzinfo=UTC).timestamp()
+    return datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC).timestamp()
 
 
 def month_start_unix(unix: float) -> float:
@@ -176,31 +168,25 @@ def month_start_unix(unix: float) -> float:
     return datetime(now.year, now.month, 1, tzinfo=UTC).timestamp()
 
 
-def _standing_headers(parties: list[tuple[Limits, _Used]], now: float) -> Headers:
-    """Of each kind the rate of which least is left."""
-    fields: Headers = []
-    for kind in (b"requests", b"tokens"):
-        standings = [s for limits, used in parties if (s := _standing(kind, limits, used, now)) is not None]
-        if standings:
-            tightest = min(standings, key=lambda standing: standing.left) if len(standings) > 1 else standings[0]
-            fields += [
-                (b"x-ratelimit-limit-" + kind, b"%d" % tightest.limit),
-                (b"x-ratelimit-remaining-" + kind, b"%d" % tightest.left),
-                (b"x-ratelimit-reset-" + kind, duration(tightest.reset_s)),
-            ]
-    return fields
+def _of(known: dict[str, _Used], name: str, limits: Limits) -> _Used:
+    used = known.get(name)
+    if used is None:
+        used = known[name] = _Used()
+    if used.limits is not limits:
+        used.limit(limits)
+    return used
 
 
-def _standing(kind: bytes, limits: Limits, used: _Used, now: float) -> Standing | None:
-    if kind == b"requests":
-        return used.requests.standing(limits.requests_per_minute, now) if limits.requests_per_minute else None
-    return used.tokens.standing(limits.tokens_per_minute, now) if limits.tokens_per_minute else None
+def _changed(rate: Rate | None, kind: str, per_minute: int) -> Rate | None:
+    return Rate(kind, per_minute, rate.unused_at if rate is not None else 0.0) if per_minute else None
 
 
-def duration(seconds: float) -> bytes:
-    """As OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``."""
-    if seconds < 1:
-        return b"%dms" % math.ceil(seconds * 1000)
-    if seconds < 60:
-        return b"%gs" % (math.ceil(seconds * 100) / 100)
-    return b"%dm%ds" % divmod(math.ceil(seconds), 60)
+def _tighter(one: Rate | None, other: Rate | None, now: float) -> Rate | None:
+    if one is None or other is None:
+        return one or other
+    return one if one.left(now) <= other.left(now) else other
+
+
+def _fields(requests: Rate | None, tokens: Rate | None, now: float) -> Headers:
+    fields = requests.headers(now) if requests is not None else []
+    return fields + tokens.headers(now) if tokens is not None else fields

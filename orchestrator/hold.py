@@ -4,7 +4,7 @@ and as the engine takes them."""
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from time import monotonic
 
 from orchestrator.fair import FairQueue
 from orchestrator.key import Key
@@ -14,6 +14,7 @@ WINDOW_START = 4
 slow start (RFC 5681, section 3.1) until the line is empty."""
 SHARED_S = 30.0
 """A model is shared with a key that has used it within this."""
+SEEN_EVERY_S = 1.0
 KEPT_SHARE = 4
 """At most one in so many places is kept for keys that share the model and have none just now; of two or more, one at
 least. Else every place would often be taken, and whoever comes rarely would wait for the end of another's answer."""
@@ -49,11 +50,10 @@ class Line:
 
     def __init__(self) -> None:
         self._waiting: FairQueue[asyncio.Future[Turn | None]] = FairQueue()
-        self._weights: dict[str, float] = {}
         self._window = WINDOW_START
         self._unanswered = 0
         self._open = False
-        self._placed: Counter[str] = Counter()
+        self._placed: dict[str, int] = {}
         self._taken = 0
         self._seen_at: dict[str, float] = {}
         self.places = 0
@@ -75,19 +75,17 @@ class Line:
 
     def enter(self, key: Key) -> Turn | None:
         """A turn for a newcomer to an open line, where nobody waits and there is a place; None: stand."""
-        if self.busy:
+        name = key.name
+        self._see(name)
+        if self._unanswered or self._waiting or not self._may(name):
             return None
-        self._see(key)
-        if not self._may(key.name):
-            return None
-        return self._place(key.name, pending=False)
+        return self._place(name, pending=False)
 
     async def stand(self, key: Key, timeout_s: float) -> Turn | None:
         """Wait for a turn; None after `timeout_s` or when dismissed. Cancelling leaves the line."""
         future: asyncio.Future[Turn | None] = asyncio.get_running_loop().create_future()
-        self._see(key)
-        self._weights[key.name] = 2.0**key.priority
-        self._waiting.push(key.name, future)
+        self._see(key.name)
+        self._waiting.push(key.name, future, 2.0**key.priority)
         self._let_go()
         try:
             await asyncio.wait((future,), timeout=timeout_s)
@@ -125,23 +123,25 @@ class Line:
     def left(self, key: str) -> None:
         """A place is free; called by `Turn`."""
         self._taken -= 1
-        self._placed[key] -= 1
-        if not self._placed[key]:
+        left = self._placed[key] - 1
+        if left:
+            self._placed[key] = left
+        else:
             del self._placed[key]
         self._let_go()
 
     def _let_go(self) -> None:
-        while self._open and self._unanswered < self._window:
+        while self._waiting and self._open and self._unanswered < self._window:
             key = self._waiting.next(self._may)
             if key is None:
                 return
-            future = self._waiting.take(key, self._weight(key))
+            future = self._waiting.take(key)
             self._unanswered += 1
             future.set_result(self._place(key, pending=True))
 
     def _place(self, key: str, *, pending: bool) -> Turn:
         self._taken += 1
-        self._placed[key] += 1
+        self._placed[key] = self._placed.get(key, 0) + 1
         return Turn(self, key, pending=pending)
 
     def _may(self, key: str) -> bool:
@@ -149,7 +149,7 @@ class Line:
         if not self.places:
             return True
         free = self.places - self._taken
-        if key not in self._placed:
+        if key not in self._placed or len(self._seen_at) <= 1:
             return free > 0
         return free > self._kept()
 
@@ -159,13 +159,12 @@ class Line:
             return 0
         return min(len(self._seen_at.keys() - self._placed.keys()), max(self.places // KEPT_SHARE, 1))
 
-    def _see(self, key: Key) -> None:
-        now = asyncio.get_running_loop().time()
-        self._seen_at.pop(key.name, None)
-        self._seen_at[key.name] = now  # the oldest first
+    def _see(self, key: str) -> None:
+        """Somebody of this key is here. Who was last is looked for about once in `SEEN_EVERY_S` only."""
+        now = monotonic()
+        if now < self._seen_at.get(key, 0.0) + SEEN_EVERY_S:
+            return
+        self._seen_at.pop(key, None)
+        self._seen_at[key] = now  # the oldest first
         while self._seen_at[oldest := next(iter(self._seen_at))] < now - SHARED_S:
             del self._seen_at[oldest]
-            self._weights.pop(oldest, None)
-
-    def _weight(self, key: str) -> float:
-        return self._weights.get(key, 1.0)

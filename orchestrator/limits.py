@@ -3,20 +3,26 @@
 Rates follow the generic cell rate algorithm (ITU-T I.371, annex A; a leaky bucket as a meter, J. Turner, "New
 directions in communications", 1986): of each rate one number is kept, when it will be unused again. A minute's worth
 may come at once; after that it comes back evenly. Cost may vary and may be corrected afterwards, which is what tokens
-need; the package `limits` keeps an entry for each unit in its exact strategy, and can't give back.
+need. The package `limits` (5.8) has no strategy that gives back, keeps an entry for each token in its exact one, and
+reads the clock itself.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 WINDOW_S = 60.0
 """The rates are per minute, and a minute's worth is the largest burst."""
+_ROUNDING = 1e-6
+"""Of a second, or of one unit: nothing is lost to floating point."""
+
+Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of a key or a model. 0: no limit."""
+    """Of a key or a model. 0: no limit. Where there is none at all it is `NONE` itself."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
@@ -26,47 +32,51 @@ class Limits:
     tokens_per_month: int = 0
     """Prompt and completion together, in a calendar month (UTC)."""
 
-    def __bool__(self) -> bool:
-        return self != NONE
-
 
 NONE = Limits()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """How a rate stands, as ``x-ratelimit-*`` tell it."""
-
-    limit: int
-    left: int
-    reset_s: float
-    """Until all of it is there again."""
-
-
 class Rate:
-    """What has been used of one rate. `per_minute` is at least 1, and may change from call to call."""
+    """What has been used of one rate; `per_minute` is at least 1."""
 
-    __slots__ = ("unused_at",)
+    __slots__ = ("_interval_s", "_limit_field", "_names", "per_minute", "unused_at")
 
-    def __init__(self) -> None:
-        self.unused_at = 0.0
+    def __init__(self, kind: str, per_minute: int, unused_at: float = 0.0) -> None:
+        """`kind`: requests or tokens, as in the names of header fields."""
+        self.per_minute = per_minute
+        self.unused_at = unused_at
         """When all of it will be there again, if nothing more is taken."""
+        self._interval_s = WINDOW_S / per_minute
+        self._limit_field = (f"x-ratelimit-limit-{kind}".encode(), b"%d" % per_minute)
+        self._names = f"x-ratelimit-remaining-{kind}".encode(), f"x-ratelimit-reset-{kind}".encode()
 
-    def wait_s(self, per_minute: int, cost: int, now: float) -> float:
-        """Seconds until `cost` may be taken; 0: now. What exceeds a whole minute's worth may go once that is there."""
-        used_s = max(self.unused_at - now, 0.0)
-        return max(used_s + min(cost, per_minute) * WINDOW_S / per_minute - WINDOW_S, 0.0)
+    def wait_s(self, cost: int, now: float) -> float:
+        """Seconds until `cost` may be taken, at most 0: now. What exceeds a whole minute's worth may go once that is
+        there."""
+        used_s = self.unused_at - now if self.unused_at > now else 0.0
+        free_s = WINDOW_S - used_s + _ROUNDING
+        return (cost if cost < self.per_minute else self.per_minute) * self._interval_s - free_s
 
-    def take(self, per_minute: int, cost: int, now: float) -> None:
-        """Use `cost` of it, whether or not there is so much."""
-        self.unused_at = max(self.unused_at, now) + cost * WINDOW_S / per_minute
+    def take(self, cost: int, now: float) -> None:
+        """Use `cost` of it, whether or not there is so much; less than nothing gives back what was taken before."""
+        self.unused_at = (self.unused_at if self.unused_at > now else now) + cost * self._interval_s
 
-    def correct(self, per_minute: int, cost: int, now: float) -> None:
-        """What was taken before turned out to be `cost` more, or less where negative."""
-        self.unused_at = max(max(self.unused_at, now) + cost * WINDOW_S / per_minute, now)
+    def left(self, now: float) -> int:
+        """How much may be taken now, in whole units."""
+        used_s = self.unused_at - now if self.unused_at > now else 0.0
+        return int((WINDOW_S - used_s) / self._interval_s + _ROUNDING) if used_s < WINDOW_S else 0
 
-    def standing(self, per_minute: int, now: float) -> Standing:
-        """How it stands."""
-        used_s = max(self.unused_at - now, 0.0)
-        left = int((WINDOW_S - used_s) * per_minute / WINDOW_S + 1e-6)  # a whole request is not lost to rounding
-        return Standing(limit=per_minute, left=max(left, 0), reset_s=used_s)
+    def headers(self, now: float) -> Headers:
+        """OpenAI's ``x-ratelimit-*`` fields."""
+        left_name, reset_name = self._names
+        reset = duration(self.unused_at - now) if self.unused_at > now else b"0s"
+        return [self._limit_field, (left_name, b"%d" % self.left(now)), (reset_name, reset)]
+
+
+def duration(seconds: float) -> bytes:
+    """As OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``. Rounded up."""
+    if seconds < 1:
+        return b"%dms" % math.ceil(seconds * 1000)
+    if seconds < WINDOW_S:
+        return b"%gs" % (math.ceil(seconds * 100) / 100)
+    return b"%dm%ds" % divmod(math.ceil(seconds), 60)

@@ -153,7 +153,7 @@ class Bill:
         """The head of its answer is here; `sized`: with a length, so that nothing can be taken out of the body."""
         self._metrics.first_byte_seconds.observe(perf_counter() - self.began_at)
         if status < 400:
-            self._tap = Tap()
+            self._tap = Tap(streamed=self._streamed)
         if sized:
             self._veil = None
 
@@ -233,7 +233,7 @@ class Bill:
         metrics.completion_tokens += told.completion if told else 0
         if told is not None and (outcome is Outcome.OK or not tap.events):
             return told, False
-        if not (self._streamed and tap.events):
+        if not tap.events:
             return told or Tokens(), False
         told = told or Tokens(prompt=self._body_bytes // BYTES_PER_TOKEN)
         completion = max(told.completion, tap.events)

@@ -8,6 +8,7 @@ is what it would have seen, but for one thing: vLLM moves the `system_fingerprin
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,11 +20,26 @@ LAST_BYTES = 2048
 _ASK = b'"stream_options":{"include_usage":true,"continuous_usage_stats":true},'
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TRUE = msgspec.Raw(b"true")
-# As engines write JSON: without spaces (pydantic, msgspec), or with them (json).
-_MEMBER = re.compile(rb',"usage":\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
-_SPACED_MEMBER = re.compile(rb', "usage": \{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
-_EMPTY, _SPACED_EMPTY = b'"choices":[]', b'"choices": []'
-_ANY_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """How an engine writes JSON."""
+
+    choices: bytes
+    empty: bytes
+    usage: bytes
+    member: re.Pattern[bytes]
+    """Usage behind another member of an event."""
+
+
+_OBJECT_REST = rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
+_STYLES = (
+    _Style(b'"choices":[', b'"choices":[]', b',"usage":{', re.compile(rb',"usage":' + _OBJECT_REST)),
+    _Style(b'"choices": [', b'"choices": []', b', "usage": {', re.compile(rb', "usage": ' + _OBJECT_REST)),
+)
+"""Without spaces, as pydantic and msgspec do, or with them, as `json` does."""
 
 
 def ask(body: bytes, options: bytes) -> tuple[bytes, Veil | None]:
@@ -50,28 +66,29 @@ def ask(body: bytes, options: bytes) -> tuple[bytes, Veil | None]:
 class Veil:
     """What one stream's client sees: `through` for all that comes, then `rest`."""
 
-    __slots__ = ("_after_cut", "_empty", "_held", "_member", "_wanted")
+    __slots__ = ("_continuous", "_held", "_style", "_wanted", "_was_cut")
 
     def __init__(self, *, wanted: bool) -> None:
         """`wanted`: the client asked for the usage at the end, but not with each event."""
         self._wanted = wanted
-        self._member: re.Pattern[bytes] | None = None
-        self._empty = b""
+        self._style: _Style | None = None
+        self._continuous = False
+        """Whether this engine reports usage with each event."""
         self._held = b""
-        self._after_cut = False
+        self._was_cut = False
+        """Whether the blank line is still to come that ended the event which was taken out."""
 
     def through(self, data: bytes) -> bytes:
         """The part of what came that the client sees now. An unfinished line is held back."""
         if self._held or not data.endswith(b"\n"):
             data = self._whole_lines(data)
-        if not self._empty:
-            self._learn(data)
-        if not self._empty:
+        style = self._style or self._learn(data)
+        if style is None:
             return data
-        at = data.find(self._empty, max(len(data) - LAST_BYTES, 0))
-        if at >= 0 or self._after_cut:
-            return self._end(data, at)
-        return self._member.sub(b"", data) if self._member is not None else data
+        at = data.find(style.empty, max(len(data) - LAST_BYTES, 0))
+        if at >= 0 or self._was_cut:
+            return self._last(data, style)
+        return self._plain(data, style)
 
     def rest(self) -> bytes:
         """What was held back, at the end of the stream."""
@@ -86,36 +103,38 @@ class Veil:
         self._held = data[at:]
         return data[:at]
 
-    def _learn(self, data: bytes) -> None:
-        """How this engine writes, by its first event; and, for a client that wants its usage at the end, whether
-        there is any before: where there is not, all of it is the client's."""
-        for choices, empty, member in (
-            (b'"choices":[', _EMPTY, _MEMBER),
-            (b'"choices": [', _SPACED_EMPTY, _SPACED_MEMBER),
-        ):
-            at = data.find(choices)
+    def _learn(self, data: bytes) -> _Style | None:
+        """How this engine writes, by its first event; None: it is still to come."""
+        for style in _STYLES:
+            at = data.find(style.choices)
             if at >= 0:
-                first = data[: data.find(b"\n", at)]
-                self._empty = empty
-                self._member = member if not self._wanted or member.search(first) else None
-                return
+                self._style = style
+                self._continuous = style.member.search(data, at, data.find(b"\n", at)) is not None
+                return style
+        return None
 
-    def _end(self, data: bytes, at: int) -> bytes:
+    def _last(self, data: bytes, style: _Style) -> bytes:
         """Where the usage-only event is: it stays for a client that wants it, and goes, with the blank line that ends
         it, for another."""
-        if self._after_cut:
-            self._after_cut = False
+        if self._was_cut:
+            self._was_cut = False
             data = data.removeprefix(b"\r").removeprefix(b"\n")
-            at = data.find(self._empty)
-        start = data.rfind(b"\n", 0, max(at, 0)) + 1
-        stop = data.find(b"\n", max(at, 0)) + 1
-        if at < 0 or not _ANY_USAGE.search(data, start, stop):
-            return self._plain(data)
+        at = max(data.find(style.empty, max(len(data) - LAST_BYTES, 0)), 0)
+        start, stop = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at) + 1
+        if not data.startswith(style.empty, at) or not _USAGE.search(data, start, stop):
+            return self._plain(data, style)
+        before, event, after = self._plain(data[:start], style), data[start:stop], data[stop:]
         if self._wanted:
-            return self._plain(data[:start]) + data[start:stop] + self._plain(data[stop:])
-        after = data[stop:]
-        self._after_cut = not after
-        return self._plain(data[:start]) + self._plain(after.removeprefix(b"\r").removeprefix(b"\n"))
+            return before + event + after
+        self._was_cut = not after
+        return before + after.removeprefix(b"\r").removeprefix(b"\n")
 
-    def _plain(self, data: bytes) -> bytes:
-        return self._member.sub(b"", data) if self._member is not None else data
+    def _plain(self, data: bytes, style: _Style) -> bytes:
+        """Without usage. One event, of which it is the last member, is what comes most often, and is quickest so."""
+        if not self._continuous:
+            return data
+        if data.endswith(b"}}\n\n") and data.find(b"\n") == len(data) - 2:
+            at = data.rfind(style.usage)
+            if at >= 0 and data.find(b"}", at) == len(data) - 4:
+                return data[:at] + b"}\n\n"
+        return style.member.sub(b"", data)

@@ -38,9 +38,11 @@ class Tap:
     """One answer's bytes go through `feed`. In JSON the bytes ``"usage"`` are never part of a text, where quotes are
     escaped; so the last such name, followed by its object, is the engine's own report."""
 
-    __slots__ = ("_carried_events", "_first", "_last", "_pieces", "_size", "broken", "events")
+    __slots__ = ("_carried_events", "_first", "_last", "_pieces", "_size", "_streamed", "broken", "events")
 
-    def __init__(self) -> None:
+    def __init__(self, *, streamed: bool = True) -> None:
+        """`streamed`: events are counted."""
+        self._streamed = streamed
         self._pieces: list[bytes] = []
         self._size = 0
         self._first = self._last = b""
@@ -48,7 +50,8 @@ class Tap:
         self.events = 0
         """Of a stream, where no usage came with them; known after `reported`. Engines send about one a token."""
         self.broken = False
-        """Whether it reports an error: a vLLM whose worker dies ends its stream so and, even so, with ``[DONE]``."""
+        """Whether it ends with an error, as known after `reported`: a vLLM whose worker dies sends one and, even so,
+        ``[DONE]``."""
 
     def feed(self, data: bytes) -> None:
         """The next bytes."""
@@ -61,7 +64,10 @@ class Tap:
         """What the engine has reported so far; None: nothing. The first report counts for what the last leaves out, as
         Anthropic's streams do."""
         self._look()
-        counts = {**_counts(self._first), **_counts(self._last)}
+        self.broken = self._streamed and _ERROR in self._pieces[0]
+        counts = _counts(self._last)
+        if self._first is not self._last:
+            counts = {**_counts(self._first), **counts}
         return Tokens(**counts) if counts else None
 
     def _look(self) -> None:
@@ -71,13 +77,12 @@ class Tap:
         if at >= 0:
             self._last = data[at : at + USAGE_BYTES_MAX]
             if not self._first:
-                at = data.find(_USAGE)
-                self._first = data[at : at + USAGE_BYTES_MAX]
-        else:
+                first = data.find(_USAGE)
+                self._first = self._last if first == at else data[first : first + USAGE_BYTES_MAX]
+        elif self._streamed:
             self.events += data.count(_EVENT) - self._carried_events
-        self.broken = self.broken or _ERROR in data
         end = data[-USAGE_BYTES_MAX:]
-        self._carried_events = end.count(_EVENT)
+        self._carried_events = end.count(_EVENT) if self._streamed else 0
         self._pieces, self._size = [end], len(end)
 
 

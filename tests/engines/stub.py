@@ -4,7 +4,7 @@ misbehaves on request. Standard library only, so that it is up in a tenth of a s
 With ``--enable-sleep-mode`` it sleeps and wakes as vLLM does: what comes while it sleeps hangs.
 
 A request's ``user`` field picks a fault: hang, huge-header, endless, garbage-sse, rst, cut, error-done, status-500,
-int-code, slow. Every request is written to ``--record`` as a JSON line when it ends.
+int-code, slow. Every request is written to ``--record`` as a JSON line when it ends, with the usage that was told last.
 """
 
 from __future__ import annotations
@@ -89,15 +89,16 @@ async def serve_request(
     stub.running += 1
     stub.peak = max(stub.peak, stub.running)
     began = time.time()
-    work = asyncio.ensure_future(answer_post(stub, path.partition("?")[0], body, writer))
+    told: dict[str, Any] = {}
+    work = asyncio.ensure_future(answer_post(stub, path.partition("?")[0], body, writer, told))
     gone = asyncio.ensure_future(reader.read(1))
     await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
     stub.running -= 1
     if not work.done():
         work.cancel()
-        stub.record(**facts, outcome="left", began=began, ended=time.time(), peak=stub.peak)
+        stub.record(**facts, outcome="left", began=began, ended=time.time(), peak=stub.peak, usage=told)
         return None
-    stub.record(**facts, outcome="done", began=began, ended=time.time(), peak=stub.peak)
+    stub.record(**facts, outcome="done", began=began, ended=time.time(), peak=stub.peak, usage=told)
     gone.cancel()
     await asyncio.wait((gone,))  # else the next reader would find this one still waiting
     ahead = b"" if gone.cancelled() else gone.result()
@@ -145,7 +146,7 @@ async def answer_sleeper(stub: Stub, path: str, writer: asyncio.StreamWriter) ->
     await send(writer, 200, {"status": "sleeping" if stub.slept else "awake"})
 
 
-async def answer_post(stub: Stub, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
+async def answer_post(stub: Stub, path: str, body: bytes, writer: asyncio.StreamWriter, told: dict[str, Any]) -> bool:
     await stub.awake.wait()
     try:
         asked = json.loads(body)
@@ -164,10 +165,12 @@ async def answer_post(stub: Stub, path: str, body: bytes, writer: asyncio.Stream
         return True
     delay_s = float(fault.removeprefix("slow:")) if fault.startswith("slow:") else stub.options.token_delay_s
     if asked.get("stream"):
-        await stream(stub, asked, writer, delay_s)
+        await stream(stub, asked, writer, delay_s, told)
     else:
         await asyncio.sleep(delay_s)
-        await send(writer, 200, whole(stub, path, asked))
+        answer = whole(stub, path, asked)
+        told.update(answer.get("usage", {}))
+        await send(writer, 200, answer)
     return True
 
 
@@ -229,14 +232,16 @@ def reranked(asked: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(scores, key=lambda score: -score["relevance_score"])
 
 
-def chunk(asked: dict[str, Any], delta: dict[str, Any], finish: str | None = None) -> bytes:
+def chunk(asked: dict[str, Any], delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     head = {"id": "stub-1", "object": "chat.completion.chunk", "created": 1, "model": asked.get("model")}
-    return b"data: " + json.dumps({**head, "choices": [choice]}).encode() + b"\n\n"
+    return b"data: " + json.dumps({**head, "choices": [choice], **more}).encode() + b"\n\n"
 
 
-async def stream(stub: Stub, asked: dict[str, Any], writer: asyncio.StreamWriter, delay_s: float) -> None:
-    async for piece in pieces(stub, asked, delay_s):
+async def stream(
+    stub: Stub, asked: dict[str, Any], writer: asyncio.StreamWriter, delay_s: float, told: dict[str, Any]
+) -> None:
+    async for piece in pieces(stub, asked, delay_s, told):
         if not piece:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         else:
@@ -246,22 +251,32 @@ async def stream(stub: Stub, asked: dict[str, Any], writer: asyncio.StreamWriter
     await writer.drain()
 
 
-async def pieces(stub: Stub, asked: dict[str, Any], delay_s: float) -> AsyncIterator[bytes]:
+async def pieces(stub: Stub, asked: dict[str, Any], delay_s: float, told: dict[str, Any]) -> AsyncIterator[bytes]:
+    """With `continuous_usage_stats`, unless the engine is told not to know them, usage is in every event, as vLLM's."""
     yield b""
     words = text_of(asked).split(" ")
     count, slept_before = max(stub.options.tokens, len(words)), stub.sleeps
+    options = asked.get("stream_options") or {}
+    continuous = options.get("continuous_usage_stats") and not stub.options.plain_usage
+
+    def usage(tokens: int) -> dict[str, Any]:
+        told.update(prompt_tokens=7, total_tokens=7 + tokens, completion_tokens=tokens)
+        return {"usage": dict(told)}
+
     for index in range(count):
         if stub.sleeps != slept_before:  # vLLM aborts what it has in hand, and says so in a whole answer
             yield chunk(asked, {}, "abort")
             break
         word = words[index] if index < len(words) else "…"
-        yield chunk(asked, {"role": "assistant", "content": word if not index else f" {word}"})
+        delta = {"role": "assistant", "content": word if not index else f" {word}"}
+        yield chunk(asked, delta, **(usage(index + 1) if continuous else {}))
         await asyncio.sleep(delay_s)
     else:
-        yield chunk(asked, {}, "stop")
-    if (asked.get("stream_options") or {}).get("include_usage"):
-        usage = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
-        yield b"data: " + json.dumps({"id": "stub-1", "choices": [], "usage": usage}).encode() + b"\n\n"
+        yield chunk(asked, {}, "stop", **(usage(count) if continuous else {}))
+    if options.get("include_usage"):
+        last = {"id": "stub-1", "choices": [], **usage(count)}
+        last["usage"]["prompt_tokens_details"] = {"cached_tokens": 3}
+        yield b"data: " + json.dumps(last).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 
@@ -361,6 +376,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--sick-file")
     parser.add_argument("--token-delay-s", type=float, default=0.0)
+    parser.add_argument("--plain-usage", action="store_true")
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--record")
     parser.add_argument("--dimension", type=int, default=8, help="of embeddings")
