@@ -34,6 +34,7 @@ def test_every_phase_has_a_mark_of_its_own() -> None:
         ({"stops_in_s": 250.0}, "stops in 4 min"),
         ({"sleeps_in_s": 9.0, "stops_in_s": 250.0}, "sleeps in 9 s"),
         ({"retry_s": 7200.0}, "retry in 2 h"),
+        ({"pinned": True}, "pinned"),
     ],
 )
 def test_what_comes_next(fields: dict[str, Any], shown: str) -> None:

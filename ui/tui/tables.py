@@ -162,12 +162,12 @@ def _phase(phase: str, done: float | None = None) -> Cell:
 
 
 def _next(view: View) -> Cell:
-    """What comes: ready, asleep, stopped, tried again."""
+    """What comes: ready, asleep, stopped, tried again; nothing for one that is pinned."""
     told = (("eta_s", "ready in"), ("sleeps_in_s", "sleeps in"), ("stops_in_s", "stops in"), ("retry_s", "retry in"))
     for order, (key, what) in enumerate(told):
         if view[key] is not None:
             return Cell(f"{what} {seconds(view[key])}", order * 1e9 + view[key])
-    return Cell("", len(told) * 1e9)
+    return Cell("pinned" if view.get("pinned") else "", len(told) * 1e9)
 
 
 def _model_detail(view: View) -> str:
