@@ -16,9 +16,7 @@ from ui.tui.snapshot import Counts
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with service(
-        tmp_path_factory.mktemp("top"), model_table("acme/echo"), model_table("acme/cold")
-    ) as found:
+    with service(tmp_path_factory.mktemp("top"), model_table("acme/echo"), model_table("acme/cold")) as found:
         with found.client(prefer="wait=20") as client:
             assert client.post("/v1/chat/completions", json=ask("acme/echo")).status_code == 200
         yield found
