@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
@@ -41,7 +42,7 @@ from orchestrator.parts import build
 from orchestrator.pins import Pins, kept_warm
 from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
-from orchestrator.sessions import Sessions
+from orchestrator.sessions import LINK_S, Sessions
 from orchestrator.settings import Settings
 from orchestrator.upstream import Timeouts
 from orchestrator.usage import Ledger
@@ -53,6 +54,7 @@ from storage.history import DuckHistory
 from storage.hub import cache_folder
 from storage.usage import DuckUsage, table_file
 from ui.dashboard import Dashboard
+from ui.documents import is_upload
 
 TICK_S = 1.0
 RELOAD_S = 1.0
@@ -181,9 +183,10 @@ class Service:
         )
         self._dashboard = Dashboard(
             plane=self._control,
+            meters=self._metrics,
             keys=self._keys,
             sessions=self._sessions,
-            unix=self._clock.unix,
+            clock=self._clock,
             version=importlib.metadata.version("orchestrator"),
         )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
@@ -236,11 +239,19 @@ class Service:
 
     def body_limit(self, target: bytes) -> int:
         """The most bytes of a request's body; see `head.BodyLimit`."""
-        return self._library.body_limit(target)
+        return self._library.body_limit(FILES.encode() if is_upload(path_of(target)) else target)
 
     def listening(self, url: str) -> None:
         """Requests are taken at `url` from now on."""
         self._library.listening(url)
+        if sys.stderr.isatty():
+            print(self._dashboard_line(url), file=sys.stderr)
+
+    def _dashboard_line(self, url: str) -> str:
+        """For the terminal alone, since whoever has the link is the operator."""
+        if self._keys.open:
+            return f"dashboard: {url}/dashboard"
+        return f"dashboard: {url}/dashboard?token={self._sessions.make_link()} (signs in once, within {LINK_S:.0f} s)"
 
     def drain(self) -> None:
         """The service has been told to end: held requests are told to come back, streams of events end."""

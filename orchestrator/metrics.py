@@ -102,6 +102,10 @@ class Metrics:
             found = self._models[model] = ModelMetrics()
         return found
 
+    def by_model(self) -> Mapping[str, ModelMetrics]:
+        """The numbers of all models that were ever asked for, to read."""
+        return self._models
+
     def started(self, record: StartRecord) -> None:
         """A start ended."""
         if record.wake:

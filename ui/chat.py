@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from starlette.requests import Request
 
 from orchestrator.key import Key
 from orchestrator.model import Scope
+from ui.models import Live
 from ui.pages import HOME, Page, may
 from ui.ports import Plane
 from ui.routes import View
@@ -19,7 +18,7 @@ HOLD_S = 300
 class ChatPage:
     """The handler."""
 
-    def __init__(self, *, plane: Plane, live: Callable[[str, str, Key], Awaitable[dict[str, object]]]) -> None:
+    def __init__(self, *, plane: Plane, live: Live) -> None:
         self._plane = plane
         self._live = live
 
@@ -31,6 +30,6 @@ class ChatPage:
         names = [model["id"] for model in self._plane.models(key)]
         asked = request.query_params.get("model", "")
         chosen = asked if asked in names else next(iter(names), "")
-        live = await self._live("model", chosen, key) if may(key, Scope.MONITOR) else {"parts": {}, "live": None}
+        live = await self._live("card", chosen, key) if may(key, Scope.MONITOR) else {"parts": {}, "live": None}
         data = {"models": names, "chosen": chosen}
         return Page(template="chat.html", title="Chat", data=data, more={**live, "hold_s": HOLD_S})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,29 +10,45 @@ from starlette.routing import Route
 
 from orchestrator.auth import KeyRing
 from orchestrator.errors import ApiError
+from orchestrator.ports import Clock
 from orchestrator.sessions import Sessions
 from ui.chat import ChatPage
+from ui.documents import DocumentPages
 from ui.events import Board
 from ui.models import ModelPages
+from ui.operations import OperationsPages
 from ui.pages import HOME, STATIC, Pages
-from ui.ports import Plane
+from ui.ports import Meters, Plane
+from ui.pulse import SAMPLE_S, Pulse
 from ui.routes import View, routes
-from ui.scenes import Scenes
+from ui.scenes import Recent, Scenes
 from ui.sign_in import SIGN_IN, SignIn
+from ui.usage import UsagePage
 
 
 class Dashboard:
     """All pages under ``/dashboard``."""
 
     def __init__(
-        self, *, plane: Plane, keys: KeyRing, sessions: Sessions, unix: Callable[[], float], version: str
+        self, *, plane: Plane, meters: Meters, keys: KeyRing, sessions: Sessions, clock: Clock, version: str
     ) -> None:
+        self._meters = meters
         self._keys = keys
-        self._pages = Pages(version=version, signs_in=lambda: not keys.open, unix=unix)
+        self._pages = Pages(version=version, signs_in=lambda: not keys.open, unix=clock.unix)
         self._sign_in = SignIn(self._pages, keys, sessions)
-        self._board = Board(self._pages, Scenes(plane, unix).painters())
+        self._pulse = Pulse()
+        self._recent = Recent(plane, clock.monotonic)
+        scenes = Scenes(plane, self._recent, self._pulse, clock.unix)
+        self._board = Board(self._pages, scenes.painters())
         models = ModelPages(pages=self._pages, board=self._board, plane=plane, keys=keys)
-        self._parts = (models, ChatPage(plane=plane, live=models.live))
+        operations = OperationsPages(
+            plane=plane,
+            live=models.live,
+            request_rows=scenes.request_rows,
+            keys=lambda: None if keys.open else keys.in_force(),
+        )
+        chat = ChatPage(plane=plane, live=models.live)
+        self._parts = (models, operations, UsagePage(clock.unix), DocumentPages(), chat)
 
     def views(self) -> list[View]:
         """The pages that need a key."""
@@ -51,11 +67,19 @@ class Dashboard:
 
     def changed(self) -> None:
         """A model has changed its phase. Does not block."""
+        self._recent.changed()
         self._board.changed()
 
     async def run(self) -> None:
-        """Draw what is looked at, until cancelled."""
-        await self._board.run()
+        """Draw what is looked at, and follow the requests, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._board.run(), name="dashboard.board")
+            tasks.create_task(self._sample(), name="dashboard.pulse")
+
+    async def _sample(self) -> None:
+        while True:
+            self._pulse.take(self._meters.by_model())
+            await asyncio.sleep(SAMPLE_S)
 
     def close(self) -> None:
         """End every stream."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 from starlette.requests import Request
@@ -16,6 +16,7 @@ from ui.ports import Json
 ANSWER_BYTES_MAX = 32 * 2**20
 """More than any answer that a page asks for; logs are asked for by their end."""
 _CREDENTIALS = (b"authorization", b"x-api-key", b"cookie")
+_OF_THE_ROUTE = frozenset({"path_params", "endpoint", "router", "route"})
 
 
 async def call(
@@ -27,13 +28,13 @@ async def call(
     """
     content = b"" if body is None else msgspec.json.encode(body)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    found: Json = msgspec.json.decode(await _ask(request, method, path, query, headers, _once(content)))
+    found: Json = msgspec.json.decode(await _ask(request, method, path, query, headers, _once(content, request)))
     return found
 
 
 async def text(request: Request, path: str, *, query: Mapping[str, str] | None = None) -> str:
     """The text of an answer."""
-    return (await _ask(request, "GET", path, query, [], _once(b""))).decode("utf-8", "replace")
+    return (await _ask(request, "GET", path, query, [], _once(b"", request))).decode("utf-8", "replace")
 
 
 async def forward(request: Request, path: str) -> Json:
@@ -56,13 +57,11 @@ async def _ask(
     headers: list[tuple[bytes, bytes]],
     receive: Receive,
 ) -> bytes:
-    scope: Scope = {
-        key: value for key, value in request.scope.items() if key not in ("path_params", "endpoint", "router", "state")
-    }
     credentials = [field for field in request.scope["headers"] if field[0] in _CREDENTIALS]
-    scope |= {
+    scope: Scope = {
+        **{name: value for name, value in request.scope.items() if name not in _OF_THE_ROUTE},
         "method": method,
-        "path": path_of(path),
+        "path": unquote(path),
         "raw_path": path.encode("ascii"),
         "query_string": urlencode(query or {}).encode("ascii"),
         "headers": [*credentials, *headers],
@@ -84,15 +83,15 @@ async def _ask(
     return bytes(content)
 
 
-def path_of(quoted: str) -> str:
-    """A quoted path as routes see it."""
-    from urllib.parse import unquote
+def _once(content: bytes, request: Request) -> Receive:
+    """The body, and then what the visitor's own connection tells: that it has gone."""
+    told = False
 
-    return unquote(quoted)
-
-
-def _once(content: bytes) -> Receive:
     async def receive() -> Message:
+        nonlocal told
+        if told:
+            return await request.receive()
+        told = True
         return {"type": "http.request", "body": content, "more_body": False}
 
     return receive

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
@@ -14,11 +16,14 @@ from ui.events import Board, shape_of
 from ui.pages import HOME, PAGE_FIELDS, Page, Pages
 from ui.ports import Plane
 from ui.routes import View
+from ui.scenes import STARTS_SHOWN
 
 LOOK = (Scope.MONITOR,)
 CHANGE = (Scope.ADMIN,)
 ACTIONS = ("start", "stop", "pull", "pin", "unpin")
 MODEL = f"{HOME}/models/{{model:path}}"
+Live = Callable[[str, str, Key], Awaitable[dict[str, object]]]
+"""A page's moving parts, by the page's name, the model it is about, and who looks."""
 EVENT_FIELDS = {**PAGE_FIELDS, "x-accel-buffering": "no"}
 
 
@@ -51,7 +56,7 @@ class ModelPages:
     async def _model(self, request: Request, key: Key) -> Page:
         name = request.path_params["model"]
         model = await inside.call(request, "GET", inside.at("/api/models/{model}", model=name))
-        starts = await self._plane.starts(key, model=name, limit=20)
+        starts = await self._plane.starts(key, model=name, limit=STARTS_SHOWN)
         return Page(
             template="model.html",
             title=name,

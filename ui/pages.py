@@ -96,6 +96,8 @@ class Pages:
             seconds=values.seconds,
             size=values.size,
             number=values.number,
+            brief=values.brief,
+            day=values.day,
             ago=lambda moment: values.seconds(max(unix() - moment, 0.0)),
             left=lambda moment: values.seconds(max(moment - unix(), 0.0)),
             share=lambda end, begin: values.share(begin, end, unix()),

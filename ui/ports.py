@@ -46,7 +46,8 @@ class Counts(Protocol):
         """Seconds to the first byte of an answer."""
 
 
-class Counters(Protocol):
-    """Gives the counters of all models that were ever asked for."""
+class Meters(Protocol):
+    """The counters of requests."""
 
-    def __call__(self) -> Mapping[str, Counts]: ...
+    def by_model(self) -> Mapping[str, Counts]:
+        """Of all models that were ever asked for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from ui.ports import Json
@@ -77,11 +78,13 @@ def gpu_names(gpus: Sequence[Json]) -> dict[str, str]:
     return {gpu["uuid"]: f"{gpu['host']}:{gpu['index']}" if gpu["host"] else str(gpu["index"]) for gpu in gpus}
 
 
-def steady(old: Mapping[str, Any] | None, new: Json) -> Json:
+def steady(old: Any, new: Any) -> Any:
     """`new`, but with the moments of `old` that are the same: so that equal things compare equal."""
-    if old is None:
-        return new
-    return {key: _steady(old.get(key), value) if key.endswith("_unix") else value for key, value in new.items()}
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {k: _moment(old.get(k), v) if k.endswith("_unix") else steady(old.get(k), v) for k, v in new.items()}
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [steady(before, now) for before, now in zip(old, new, strict=True)]
+    return new
 
 
 def dom_id(kind: str, name: str) -> str:
@@ -103,6 +106,13 @@ def seconds(value: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def brief(value: float) -> str:
+    """A short duration: ``42 ms``, ``0.84 s``, ``12 s``."""
+    if value < 0.1:
+        return f"{1000 * value:.0f} ms"
+    return f"{value:.2f} s" if value < 10 else seconds(value)
 
 
 def share(begin: float | None, end: float | None, now: float) -> int:
@@ -132,6 +142,11 @@ def number(count: float | None) -> str:
     return f"{count:,.0f}".replace(",", "\u202f")
 
 
+def day(moment: float) -> str:
+    """The time of day, with the day: ``21 Nov 14:03:55`` (UTC)."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%d %b %H:%M:%S")
+
+
 def _leaves(model: Json) -> tuple[str, float | None]:
     """What happens to an idle engine next, and in how many seconds."""
     if model["sleeps_in_s"] is not None:
@@ -145,6 +160,6 @@ def _at(now_unix: float, seconds: float | None) -> float | None:
     return None if seconds is None else round(now_unix + seconds, 1)
 
 
-def _steady(old: Any, new: Any) -> Any:
+def _moment(old: Any, new: Any) -> Any:
     both = isinstance(old, int | float) and isinstance(new, int | float)
     return old if both and abs(old - new) < STEADY_S else new

@@ -28,6 +28,8 @@ function tick() {
 }
 setInterval(tick, 500);
 
+$("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 // --- the live line ---
 
 function say(state, text) {
@@ -63,6 +65,77 @@ function reason(text, status) {
 }
 
 for (const select of all("select[data-submits]")) select.addEventListener("change", () => select.form.submit());
+
+// --- logs ---
+
+const LINES_MAX = 5000, RETRY_MS = 2000;
+
+function log(root) {
+  const shown = $("[data-lines]", root), filter = $("[data-filter]", root), pause = $("[data-pause]", root);
+  const line = $("[data-line]", root), count = $("[data-count]", root);
+  let lines = [], rest = "", paused = false, unseen = 0, due = false;
+
+  function status(state, words) {
+    line.dataset.state = state;
+    $(".text", line).textContent = words;
+  }
+  function draw() {
+    due = false;
+    if (paused) {
+      count.textContent = `${unseen} new lines`;
+      return;
+    }
+    const wanted = filter.value.toLowerCase();
+    const kept = wanted ? lines.filter((one) => one.toLowerCase().includes(wanted)) : lines;
+    const follows = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
+    shown.textContent = kept.join("\n");
+    if (follows) shown.scrollTop = shown.scrollHeight;
+    count.textContent = wanted ? `${kept.length} of ${lines.length} lines` : `${lines.length} lines`;
+    unseen = 0;
+  }
+  function soon() {
+    if (!due) requestAnimationFrame(draw);
+    due = true;
+  }
+  function take(text) {
+    const fresh = (rest + text).split("\n");
+    rest = fresh.pop();
+    unseen += fresh.length;
+    lines = lines.concat(fresh).slice(-LINES_MAX);
+    soon();
+  }
+  async function follow() {
+    const response = await fetch(`${root.dataset.log}?follow=1&tail_bytes=262144`);
+    if (!response.ok) throw new Error(reason(await response.text(), response.status));
+    [lines, rest] = [[], ""];
+    status("live", "live");
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let part = await reader.read(); !part.done; part = await reader.read()) take(part.value);
+    if (rest) take("\n");
+    status("static", "the engine has ended");
+  }
+  async function keep() {
+    for (;;) {
+      try {
+        return await follow();
+      } catch {
+        status("lost", "connection lost, reconnecting …");
+        await new Promise((done) => setTimeout(done, RETRY_MS));
+      }
+    }
+  }
+  $("[data-bar]", root).hidden = false;
+  shown.scrollTop = shown.scrollHeight;
+  filter.addEventListener("input", soon);
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Resume" : "Pause";
+    soon();
+  });
+  keep();
+}
+for (const root of all("[data-log]")) log(root);
 
 // --- chat ---
 
