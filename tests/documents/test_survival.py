@@ -207,8 +207,7 @@ def test_damage_while_the_service_is_stopped(kept: tuple[Service, Documents, Cou
 @SLOW
 @pytest.mark.parametrize("harm", [lose_indexes, spoil_words, spoil_vectors])
 def test_damage_while_the_service_runs(kept: tuple[Service, Documents, CountingEmbedder], harm: Any) -> None:
-    """It may go on with what it has in memory until it looks at the disk, which a change does; and vectors that were
-    written over while they are in use are seen at the next start."""
+    """It may go on with what it has in memory until it looks at the disk, as each search and each change does."""
     running, documents, embedder = kept
     asked = len(embedder.texts)
     with inference_goes_on(running):
