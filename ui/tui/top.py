@@ -170,8 +170,10 @@ class TopApp(TerminalApp):
         table = VIEWS[self._tab](self._snapshot, name_chars(self._tab, self.size.width))
         column, descending = self._sorted[self._tab]
         rows = arranged(table, wanted=self._wanted[self._tab], column=column, descending=descending)
-        if rows != self._shown or not self._table.columns:
+        drawn = [(row.key, row.cells) for row in self._shown]
+        if drawn != [(row.key, row.cells) for row in rows] or not self._table.columns:
             self._fill(table, rows)
+        self._shown = rows  # their details may have changed
         self._empty = f"nothing holds “{self._wanted[self._tab]}”" if table.rows else table.empty
         self._detail()
 
