@@ -2,7 +2,8 @@
 
 vLLM and SGLang report usage with every event when asked for `continuous_usage_stats`, so that a stream's tokens are
 known wherever it is cut; other engines know OpenAI's `include_usage` only, or ignore both. What the client then sees
-is what it would have seen, but for one thing: vLLM moves the `system_fingerprint` to the event that is taken out.
+is what it would have seen, but for a trifle: vLLM moves the `system_fingerprint` to the event that is taken out, and
+SGLang's events lack their ``"usage": null``.
 """
 
 from __future__ import annotations

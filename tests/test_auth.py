@@ -18,6 +18,7 @@ from orchestrator.auth import KeyRing, bearer
 from orchestrator.errors import ApiError, ConfigError
 from orchestrator.key import ANYBODY, Key, Keys
 from orchestrator.key_file import list_keys, new_key, read_keys, revoke_key
+from orchestrator.limits import NONE, Limits
 from orchestrator.model import Scope
 
 
@@ -229,3 +230,29 @@ def test_the_service_has_a_key_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ApiError):
         ring.admit(headers, Scope.UPLOAD)
     assert secret not in path.read_text()
+
+
+def test_limits_of_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    new_key(path, "a", [Scope.REALTIME], models=[], expires=None, limits={"requests_per_minute": 6, "priority": -2})
+    assert list_keys(path)[0]["requests_per_minute"] == 6
+    (key,) = read_keys(path).by_digest.values()
+    assert (key.limits, key.priority) == (Limits(requests_per_minute=6), -2)
+    (key,) = read_keys(file(path, entry())).by_digest.values()
+    assert key.limits is NONE
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"requests_per_minute": 0},
+        {"tokens_per_minute": "many"},
+        {"max_concurrent": 1.5},
+        {"request_bytes_max": True},
+        {"tokens_per_month": -1},
+        {"priority": 11},
+    ],
+)
+def test_limits_are_whole_numbers(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(more))):
+        read_keys(file(tmp_path / "keys", entry(**more)))

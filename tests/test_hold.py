@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.hold import WINDOW_START, Line, Turn
 from orchestrator.key import ANYBODY as KEY
+from orchestrator.key import Key
 from orchestrator.patience import CLIENT_TIMEOUT_SHARE, RETRY_HOLD_DEFAULT_S, patience
 
 
@@ -113,3 +114,83 @@ def test_time_out_and_dismissal_give_no_turn() -> None:
 def test_patience(headers: dict[bytes, bytes], hold_s: float, applied: bytes | None, progress: bool) -> None:
     found = patience(list(headers.items()), 300)
     assert (found.hold_s, found.applied, found.progress) == (hold_s, applied, progress)
+
+
+def key(name: str, priority: int = 0) -> Key:
+    return Key(name=name, scopes=frozenset(), priority=priority)
+
+
+def test_keys_take_turns_by_priority() -> None:
+    async def order() -> str:
+        line, went = Line(), []
+        line.places = 1
+
+        async def one(who: Key) -> None:
+            turn = await line.stand(who, 60)
+            went.append(who.name)
+            assert turn is not None
+            turn.over()
+
+        line.shut()
+        tasks = [asyncio.create_task(one(key("n"))) for _ in range(9)]
+        await settle()
+        tasks += [asyncio.create_task(one(key("q"))) for _ in range(2)]
+        tasks += [asyncio.create_task(one(key("u", priority=1))) for _ in range(4)]
+        await settle()
+        line.open()
+        await asyncio.gather(*tasks)
+        return "".join(went)
+
+    assert asyncio.run(order()) == "nquunquunnnnnnn"
+
+
+def test_a_model_has_so_many_places_and_one_is_kept_for_who_shares_it() -> None:
+    async def places() -> None:
+        line = Line()
+        line.places = 4
+        line.open()
+        alone = [line.enter(key("noisy")) for _ in range(5)]
+        assert [turn is not None for turn in alone] == [True] * 4 + [False]
+        assert line.enter(key("quiet")) is None, "it is known now"
+        waiting = [asyncio.create_task(line.stand(key("noisy"), 60)) for _ in range(9)]
+        await settle()
+        first = alone[0]
+        assert first is not None
+        first.over()
+        await settle()
+        assert line.held == 9, "the place is kept"
+        assert line.enter(key("quiet")) is None, "others wait, so it stands in line, but goes first"
+        quiet = asyncio.create_task(line.stand(key("quiet"), 60))
+        await settle()
+        assert quiet.done()
+        turn = quiet.result()
+        assert turn is not None
+        turn.over()
+        await settle()
+        assert line.held == 9
+        line.places = 0
+        line.open()
+        await settle()
+        assert line.held == 9 - WINDOW_START
+        for task in waiting:
+            task.cancel()
+        await settle()
+        assert not line.held
+
+    asyncio.run(places())
+
+
+def test_one_place_is_nobodys_own() -> None:
+    async def place() -> None:
+        line = Line()
+        line.places = 1
+        line.open()
+        turn = line.enter(key("a"))
+        assert turn is not None
+        assert line.enter(key("b")) is None
+        turn.begun()
+        turn.over()
+        turn.over()
+        assert line.enter(key("b")) is not None
+
+    asyncio.run(place())

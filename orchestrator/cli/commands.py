@@ -150,6 +150,25 @@ def logs(
 
 
 @app.command()
+def usage(
+    by: Annotated[str, typer.Option(help="Some of key, model, and day or hour, with commas.")] = "key,model",
+    since: Annotated[str | None, typer.Option("--from", help="A day or a time (UTC), as 2027-01-31.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Likewise; it does not count any more.")] = None,
+    key: Annotated[str | None, typer.Option(help="Of this key only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model only.")] = None,
+    as_json: Json = False,
+    url: Url = None,
+    config: Config = None,
+) -> None:
+    """Show who used what: requests, tokens, seconds, GPU-seconds."""
+    from orchestrator.cli import remote
+    from orchestrator.cli.usage import usage
+
+    query = {"by": by, "from": since, "to": until, "key": key, "model": model}
+    usage(remote.connect(url, config), query, as_json=as_json)
+
+
+@app.command()
 def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Mend what is wrong with stored documents.")] = False,
     config: Config = None,
@@ -176,13 +195,30 @@ def keys_new(
     model: Annotated[list[str] | None, typer.Option(help="Pattern of models it may use; repeatable.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Whose files it sees; default: the key's name.")] = None,
     expires: Annotated[str | None, typer.Option(help="As 2027-01-31T00:00:00Z.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Beyond it 429.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Of prompts and answers; beyond it 429.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Requests at a time, held ones too; then 429.")] = None,
+    request_bytes_max: Annotated[int | None, typer.Option(help="Largest request; beyond it 413.")] = None,
+    tokens_per_month: Annotated[int | None, typer.Option(help="A budget for each calendar month; then 429.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="Where requests wait for a model: each step up goes twice as often. -10 to 10.")
+    ] = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
     """Make a key. Its secret is shown this once."""
     from orchestrator.cli.keys import new
 
-    new(config, name, scope, tenant=tenant, models=model or [], expires=expires, as_json=as_json)
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_concurrent": max_concurrent,
+        "request_bytes_max": request_bytes_max,
+        "tokens_per_month": tokens_per_month,
+        "priority": priority,
+    }
+    given = {field: value for field, value in limits.items() if value is not None}
+    new(config, name, scope, tenant=tenant, models=model or [], expires=expires, limits=given, as_json=as_json)
 
 
 @keys_app.command("list")

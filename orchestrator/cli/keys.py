@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
 
 from orchestrator.config import load
 from orchestrator.errors import ConfigError
-from orchestrator.key_file import list_keys, new_key, revoke_key
+from orchestrator.key_file import LIMITS, list_keys, new_key, revoke_key
 from orchestrator.model import Scope
 
 
@@ -21,6 +22,7 @@ def new(
     tenant: str | None,
     models: list[str],
     expires: str | None,
+    limits: Mapping[str, int],
     as_json: bool,
 ) -> None:
     """Make a key and show its secret."""
@@ -28,7 +30,8 @@ def new(
     if unknown:
         raise ConfigError(f"no scope {unknown[0]!r}; there are {', '.join(Scope)}")
     path = load(config).auth.keys_file
-    secret = new_key(path, name, [Scope(scope) for scope in scopes], models=models, expires=expires, tenant=tenant)
+    known = [Scope(scope) for scope in scopes]
+    secret = new_key(path, name, known, models=models, expires=expires, tenant=tenant, limits=limits)
     if as_json:
         typer.echo(json.dumps({"name": name, "key": secret, "scopes": scopes}))
         return
@@ -49,6 +52,7 @@ def show(config: Path | None, *, as_json: bool) -> None:
             _listed(key.get("scopes")),
             f"models {_listed(key.get('models', ['*']))}",
             f"expires {key.get('expires', 'never')}",
+            *(f"{field} {key[field]}" for field in (*LIMITS, "priority") if field in key),
         )
         typer.echo("\t".join(columns))
 

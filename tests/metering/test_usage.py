@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.metering.helpers import client, entry, phase, stream, usage, write_keys
+from tests.metering.helpers import ADMIN, client, entry, phase, stream, usage, write_keys
 from tests.stub import Service, ask, model_table, posted, service, until
 
 CHAT = "/v1/chat/completions"
@@ -150,6 +153,23 @@ def test_files(shared: Service) -> None:
     names = [column[0] for column in found.description]
     assert [dict(zip(names, values, strict=True)) for values in found.fetchall()] == data
     assert nothing.content.startswith(b"PAR1")
+
+
+def test_the_command(shared: Service) -> None:
+    def run(*more: str, key: str = ADMIN) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "orchestrator", "usage", "--url", shared.url, *more]
+        return subprocess.run(
+            argv, env={**os.environ, "ORCHESTRATOR_API_KEY": key}, capture_output=True, text=True, check=False
+        )
+
+    post(shared, "a", "other")
+    lines = run("--by", "key,model", "--model", "other").stdout.splitlines()
+    assert lines[0].split()[:4] == ["KEY", "MODEL", "REQUESTS", "ERRORS"]
+    assert lines[1].split()[:2] == ["a", "other"]
+    assert lines[-1].split()[0] == "all"
+    assert {one["key"] for one in json.loads(run("--json", key="b").stdout)["data"]} <= {"b"}
+    assert run("--key", "nobody").stdout == "nothing has been used\n"
+    assert run("--by", "colour").returncode == 1
 
 
 @pytest.mark.parametrize(
