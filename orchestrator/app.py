@@ -18,6 +18,7 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Route as HttpRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.activator import Activator, Route
@@ -35,7 +36,6 @@ from orchestrator.head import path_of
 from orchestrator.host_metrics import HostGauges
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.library import Library
-from orchestrator.limit_metrics import LimitCounters
 from orchestrator.meter import Meter
 from orchestrator.metrics import Metrics
 from orchestrator.model import Deployment
@@ -192,20 +192,23 @@ class Service:
         )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
         self._metrics.registry.register(self._library.gauges())
-        self._metrics.registry.register(LimitCounters(self._gate.refusals))
         folders = {"data": data, "weights": cache_folder(os.environ)}
         self._metrics.registry.register(HostGauges(folders, self.checks))
+
+    def routes(self) -> list[HttpRoute]:
+        """All but the data plane's, which are `proxy.TARGETS`."""
+        return [
+            *self._control.routes(),
+            *EngineMetrics(self._activator, self._keys).routes(),
+            *self._usage_api.routes(),
+            *self._library.routes(),
+            *self._dashboard.routes(),
+        ]
 
     def asgi(self) -> ASGIApp:
         """The outermost app."""
         control = Starlette(
-            routes=[
-                *self._control.routes(),
-                *EngineMetrics(self._activator, self._keys).routes(),
-                *self._usage_api.routes(),
-                *self._library.routes(),
-                *self._dashboard.routes(),
-            ],
+            routes=self.routes(),
             lifespan=self._lifespan,
             exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception, Exception: on_bug},
         )
