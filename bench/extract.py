@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.lag import Lag
 from orchestrator.documents.model import Chunking
 from orchestrator.documents.ports import Source
 from storage.extract.reader import LimitedReader
@@ -30,7 +31,6 @@ PIECE_TOKENS_MAX = 254
 MEMORY_BYTES_MAX = 2**30
 TIME_MAX_S = 600.0
 TEXT_BYTES_MAX = 256 * 2**20
-LAG_EVERY_S = 0.005
 WORDS = 5_000
 LINE_WORDS = 12
 PARAGRAPH_LINES = 8
@@ -51,7 +51,7 @@ class Figures:
     per_s: float
     """`PARALLEL` at a time."""
     lag_ms: float
-    """The event loop's worst."""
+    """The event loop's worst, see `Lag`."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -92,19 +92,18 @@ async def _measured(options: argparse.Namespace, folder: Path) -> list[Figures]:
 async def _one(reader: LimitedReader, path: Path, times: int) -> Figures:
     source = Source(path=path, filename=path.name, content_type="")
     size = await asyncio.to_thread(lambda: path.stat().st_size)
-    lags = [0.0]
-    meter = asyncio.create_task(_lag(lags))
+    lag = Lag()
     took: list[float] = []
-    for _ in range(times):
+    async with lag.measured():
+        for _ in range(times):
+            began = time.perf_counter()
+            passages = await reader.read(source, Chunking(), piece_tokens_max=PIECE_TOKENS_MAX)
+            took.append(time.perf_counter() - began)
         began = time.perf_counter()
-        passages = await reader.read(source, Chunking(), piece_tokens_max=PIECE_TOKENS_MAX)
-        took.append(time.perf_counter() - began)
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(times * PARALLEL):
-            tasks.create_task(reader.read(source, Chunking(), piece_tokens_max=PIECE_TOKENS_MAX))
-    together_s = time.perf_counter() - began
-    meter.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(times * PARALLEL):
+                tasks.create_task(reader.read(source, Chunking(), piece_tokens_max=PIECE_TOKENS_MAX))
+        together_s = time.perf_counter() - began
     pieces = [chunk.text[piece.start : piece.end] for chunk in passages.chunks for piece in chunk.parts]
     return Figures(
         name=path.name,
@@ -114,15 +113,8 @@ async def _one(reader: LimitedReader, path: Path, times: int) -> Figures:
         distinct_pieces=len(set(pieces)),
         ms=1000 * statistics.median(took),
         per_s=times * PARALLEL / together_s,
-        lag_ms=1000 * max(lags),
+        lag_ms=1000 * lag.worst_s,
     )
-
-
-async def _lag(lags: list[float]) -> None:
-    while True:
-        began = time.perf_counter()
-        await asyncio.sleep(LAG_EVERY_S)
-        lags.append(time.perf_counter() - began - LAG_EVERY_S)
 
 
 def _long_text(size: int) -> bytes:

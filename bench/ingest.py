@@ -24,6 +24,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench.lag import Lag
 from orchestrator.config import cache_dir
 from orchestrator.documents.embedders import Embedders
 from orchestrator.documents.gates import Gates
@@ -47,7 +48,7 @@ from storage.shelves import DiskShelves
 TENANT = "bench"
 SMALL_FILES, SMALL_CHARS = 120, 3_000
 LARGE_FILES, LARGE_CHARS = 3, 120_000
-LAG_STEP_S = 0.002
+LOOK_S = 0.01
 WIDTH = 140
 
 
@@ -65,7 +66,7 @@ class Figures:
     """Of the whole, readers included; what a machine that others use, too, changes less."""
     embedder_cpu_s: float
     lag_max_ms: float
-    """Of the event loop during the whole."""
+    """Of the event loop during the whole, see `Lag`."""
 
     @property
     def share(self) -> float:
@@ -149,15 +150,14 @@ async def _round(folder: Path, embedder: EmbeddedMiniLm, texts: Sequence[str]) -
     store = VectorStore(id=new_id("vector_store"), tenant=TENANT, name="", created_unix=0, last_active_unix=0)
     await shelf.add_store(store)
     members = await shelf.add_store_files([await _stored(shelf, objects, store, text) for text in texts])
-    lags: list[float] = []
-    meter = asyncio.create_task(_take_lags(lags))
+    lag = Lag()
     began, cpu_began = time.perf_counter(), _cpu_s()
-    await _run(ingest)
+    async with lag.measured():
+        await _run(ingest)
     whole_s = time.perf_counter() - began
     for reader in readers:
         reader.close()  # its processor time counts from now on
     cpu_s = _cpu_s() - cpu_began
-    meter.cancel()
     done = await shelf.all_store_files(store.id)
     if any(file.status is not IngestStatus.COMPLETED for file in done) or len(done) != len(members):
         raise OrchestratorError(f"not all files were read: {ingest.progress.cause}")
@@ -176,7 +176,7 @@ async def _round(folder: Path, embedder: EmbeddedMiniLm, texts: Sequence[str]) -
         embedder_pieces_per_s=len(embedded) / alone_s,
         cpu_s=cpu_s,
         embedder_cpu_s=alone_cpu_s,
-        lag_max_ms=max(lags) * 1000,
+        lag_max_ms=lag.worst_s * 1000,
     )
 
 
@@ -186,7 +186,7 @@ async def _run(ingest: Ingest) -> None:
     begun = False
     while not begun or ingest.progress.running or ingest.progress.waiting:
         begun = begun or ingest.progress.running > 0
-        await asyncio.sleep(LAG_STEP_S)
+        await asyncio.sleep(LOOK_S)
     running.cancel()
     await asyncio.wait([running])
 
@@ -220,13 +220,6 @@ async def _stored(shelf: RecordedShelf, objects: FolderObjects, store: VectorSto
 def _cpu_s() -> float:
     """Of this process and of those that it has waited for."""
     return sum(os.times()[:4])
-
-
-async def _take_lags(lags: list[float]) -> None:
-    while True:
-        began = time.perf_counter()
-        await asyncio.sleep(LAG_STEP_S)
-        lags.append(time.perf_counter() - began - LAG_STEP_S)
 
 
 def _text(folder: Path | None) -> str:

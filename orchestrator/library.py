@@ -60,7 +60,7 @@ BEGUN_S = 15.0
 """The longest that the service waits with its first request for a catalogue that is rebuilt."""
 FREE_BYTES_MIN = 2**28
 """Of the disk, that uploads leave free for the catalogue and the indexes."""
-JOBS_PER_READER = 4
+JOBS_PER_READER = 8
 """Files under way for each that is being read: the others wait for their vectors, in rounds with others'."""
 
 log = structlog.get_logger()

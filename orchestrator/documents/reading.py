@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 EMBED_ROUND_MAX = 64
 """Texts of one call to an embedder, of one document or of several."""
 VECTORS_BYTES_MAX = 2**30
+LARGE_BYTES_MIN = 2**20
+LARGE_MAX = 8
+"""So many documents of `LARGE_BYTES_MIN` or more are held in memory at once; smaller ones as there are jobs."""
 READ_SHARE = 0.1
 """How much of a file's progress its reading is; the rest is embedding."""
 _SHAPE = struct.Struct("<II")
@@ -77,6 +80,7 @@ class Reading:
         self._make_extractor = make_extractor
         self._extractors: dict[Path | None, Extractor] = {}
         self._making = asyncio.Lock()
+        self._large = asyncio.Semaphore(LARGE_MAX)
         self._folder = folder
         self._embed: dict[str, Grouped[str, Vectors]] = {}
 
@@ -104,6 +108,12 @@ class Reading:
         stored = await self._shelf.file(file.tenant, file.file)
         if stored is None:
             return None
+        async with self._large if stored.bytes >= LARGE_BYTES_MIN else contextlib.nullcontext():
+            return await self._read(stored, file, embedder, on_progress, anew=anew)
+
+    async def _read(
+        self, stored: StoredFile, file: StoreFile, embedder: str, on_progress: OnProgress, *, anew: bool
+    ) -> Read:
         digest, passages, size = await self._passages(stored, file, anew=anew)
         on_progress(READ_SHARE)
         cut = pieces(passages)
