@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -70,7 +71,7 @@ class ModelPages:
         await inside.call(request, "POST", inside.at("/api/models/{model}", model=name) + f"/{action}")
         if "hx-request" in request.headers:
             return Response(status_code=204, headers=PAGE_FIELDS)
-        return RedirectResponse(inside.at(f"{HOME}/models/{{model}}", model=name), 303, headers=PAGE_FIELDS)
+        return RedirectResponse(f"{HOME}/models/{quote(name, safe='/')}", 303, headers=PAGE_FIELDS)
 
     async def _events(self, request: Request, key: Key) -> Response:
         query = request.query_params
