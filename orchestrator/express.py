@@ -178,7 +178,7 @@ class Ride:
         connection, client, cycle, bill = self._connection, self._client, self._cycle, self._bill
         sized = self._head_came()
         body = bill.through(connection.take()) + bill.rest()
-        head = wire.response_head(connection, self._ours() + bill.headers())
+        head = wire.response_head(connection, self._ours()) + bill.told()
         if not sized:
             head += b"content-length: %d\r\n" % len(body)
         self._arrive(Outcome.OK)
@@ -196,7 +196,7 @@ class Ride:
         connection = self._connection
         self._streaming = True
         self._chunked = not self._head_came()
-        head = wire.response_head(connection, self._ours() + self._bill.headers())
+        head = wire.response_head(connection, self._ours()) + self._bill.told()
         self._pour(self._client.begin_answer(self._cycle, head, chunked=self._chunked))
 
     def _head_came(self) -> bool:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 from orchestrator.errors import ApiError
 from orchestrator.key import Key
-from orchestrator.limits import NONE, Headers, Limits, Rate
+from orchestrator.limits import NONE, Limits, Rate
 from orchestrator.model import Deployment
+from orchestrator.upstream import Headers
 
 RETRY_AFTER_MAX_S = 120
 """OpenAI's SDK does not retry at all where Retry-After says more."""
@@ -61,13 +62,13 @@ class Leave:
                 used.requests.take(-1, now)
         self.settle(0, now)
 
-    def headers(self, now: float) -> Headers:
-        """The ``x-ratelimit-*`` fields: of each kind the rate of which less is left."""
+    def told(self, now: float) -> bytes:
+        """The ``x-ratelimit-*`` fields as lines of a head: of each kind the rate of which less is left."""
         key, model = self._key, self._model
         if key is None or model is None:
             used = key or model
-            return _fields(used.requests, used.tokens, now) if used is not None else []
-        return _fields(_tighter(key.requests, model.requests, now), _tighter(key.tokens, model.tokens, now), now)
+            return _told(used.requests, used.tokens, now) if used is not None else b""
+        return _told(_tighter(key.requests, model.requests, now), _tighter(key.tokens, model.tokens, now), now)
 
 
 class Gate:
@@ -87,7 +88,9 @@ class Gate:
         Nothing is taken where it is refused. The model's `max_concurrent` is not looked at: see `hold.Line`.
         """
         of_key = None if key.limits is NONE else _of(self._keys, key.name, key.limits)
-        of_model = None if deployment.limits is NONE else _of(self._models, deployment.name, deployment.limits)
+        of_model = None
+        if deployment.limits.requests_per_minute or deployment.limits.tokens_per_minute:
+            of_model = _of(self._models, deployment.name, deployment.limits)
         if of_key is None and of_model is None:
             return None
         leave = Leave(of_key, of_model, tokens)
@@ -144,7 +147,7 @@ class Gate:
         told_s = min(max(math.ceil(wait_s), 1), RETRY_AFTER_MAX_S)
         limit = f"{rate.per_minute} {kind} per minute, {rate.left(now)} left"
         message = f"rate limit of {whose} reached: {limit}; try again in {told_s} s"
-        fields = {name.decode(): value.decode() for name, value in leave.headers(now)}
+        fields = {name.decode(): value.decode() for name, value in fields_of(leave.told(now))}
         return self._refusal(key, kind, message, {"retry-after": str(told_s), **fields})
 
     def _refusal(
@@ -154,6 +157,12 @@ class Gate:
         self.refusals[key.name, limit] += 1
         kind = code if limit == "month" else None
         return ApiError(429, message, code=code, kind=kind, headers=headers)
+
+
+def fields_of(lines: bytes) -> Headers:
+    """Lines of a head as fields."""
+    pairs = (line.partition(b": ") for line in lines.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in pairs]
 
 
 def month_end_unix(unix: float) -> float:
@@ -187,6 +196,6 @@ def _tighter(one: Rate | None, other: Rate | None, now: float) -> Rate | None:
     return one if one.left(now) <= other.left(now) else other
 
 
-def _fields(requests: Rate | None, tokens: Rate | None, now: float) -> Headers:
-    fields = requests.headers(now) if requests is not None else []
-    return fields + tokens.headers(now) if tokens is not None else fields
+def _told(requests: Rate | None, tokens: Rate | None, now: float) -> bytes:
+    lines = requests.told(now) if requests is not None else b""
+    return lines + tokens.told(now) if tokens is not None else lines

@@ -17,8 +17,6 @@ WINDOW_S = 60.0
 _ROUNDING = 1e-6
 """Of a second, or of one unit: nothing is lost to floating point."""
 
-Headers = list[tuple[bytes, bytes]]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -39,7 +37,7 @@ NONE = Limits()
 class Rate:
     """What has been used of one rate; `per_minute` is at least 1."""
 
-    __slots__ = ("_interval_s", "_limit_field", "_names", "per_minute", "unused_at")
+    __slots__ = ("_interval_s", "_told", "per_minute", "unused_at")
 
     def __init__(self, kind: str, per_minute: int, unused_at: float = 0.0) -> None:
         """`kind`: requests or tokens, as in the names of header fields."""
@@ -47,8 +45,8 @@ class Rate:
         self.unused_at = unused_at
         """When all of it will be there again, if nothing more is taken."""
         self._interval_s = WINDOW_S / per_minute
-        self._limit_field = (f"x-ratelimit-limit-{kind}".encode(), b"%d" % per_minute)
-        self._names = f"x-ratelimit-remaining-{kind}".encode(), f"x-ratelimit-reset-{kind}".encode()
+        limit, left, reset = (f"x-ratelimit-{what}-{kind}".encode() for what in ("limit", "remaining", "reset"))
+        self._told = b"%b: %d\r\n%b: %%d\r\n%b: %%b\r\n" % (limit, per_minute, left, reset)
 
     def wait_s(self, cost: int, now: float) -> float:
         """Seconds until `cost` may be taken, at most 0: now. What exceeds a whole minute's worth may go once that is
@@ -66,11 +64,10 @@ class Rate:
         used_s = self.unused_at - now if self.unused_at > now else 0.0
         return int((WINDOW_S - used_s) / self._interval_s + _ROUNDING) if used_s < WINDOW_S else 0
 
-    def headers(self, now: float) -> Headers:
-        """OpenAI's ``x-ratelimit-*`` fields."""
-        left_name, reset_name = self._names
-        reset = duration(self.unused_at - now) if self.unused_at > now else b"0s"
-        return [self._limit_field, (left_name, b"%d" % self.left(now)), (reset_name, reset)]
+    def told(self, now: float) -> bytes:
+        """OpenAI's ``x-ratelimit-*`` fields as lines of a head: they go with every answer, and this is the cheapest."""
+        used_s = self.unused_at - now if self.unused_at > now else 0.0
+        return self._told % (self.left(now), duration(used_s))
 
 
 def duration(seconds: float) -> bytes:

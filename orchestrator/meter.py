@@ -17,7 +17,6 @@ from orchestrator.metrics import Metrics, ModelMetrics
 from orchestrator.model import Deployment
 from orchestrator.reader import Peek
 from orchestrator.tap import Tap, Tokens
-from orchestrator.upstream import Headers
 from orchestrator.usage import HOUR_S, Ledger
 
 BYTES_PER_TOKEN = 4
@@ -145,9 +144,9 @@ class Bill:
 
     # --- on the way back ---
 
-    def headers(self) -> Headers:
-        """The ``x-ratelimit-*`` fields of a good answer."""
-        return self._leave.headers(self._meter.monotonic()) if self._leave is not None else []
+    def told(self) -> bytes:
+        """The ``x-ratelimit-*`` fields of a good answer, as lines of its head."""
+        return self._leave.told(self._meter.monotonic()) if self._leave is not None else b""
 
     def head(self, status: int, *, sized: bool) -> None:
         """The head of its answer is here; `sized`: with a length, so that nothing can be taken out of the body."""

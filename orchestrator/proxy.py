@@ -19,6 +19,7 @@ from orchestrator import wire
 from orchestrator.activator import Activator, Lane, Route
 from orchestrator.auth import KeyRing
 from orchestrator.errors import ApiError
+from orchestrator.gate import fields_of
 from orchestrator.hold import Turn
 from orchestrator.meter import Bill, Meter, Outcome
 from orchestrator.model import Scope as KeyScope
@@ -284,7 +285,7 @@ def _asked(call: Call, path: str) -> Peek:
 async def _pass(call: Call, connection: Connection) -> None:
     """Pass a good answer as it comes; in one write if all of it is here already."""
     bill, sized = call.bill, _sized(connection)
-    ours = call.ours + bill.headers()
+    ours = call.ours + fields_of(bill.told())
     if connection.answered and not call.sent and sized:
         data = bill.through(await connection.chunk())
         extensions = call.scope["extensions"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import ApiError
-from orchestrator.gate import RETRY_AFTER_MAX_S, Gate, month_end_unix, month_start_unix
+from orchestrator.gate import RETRY_AFTER_MAX_S, Gate, fields_of, month_end_unix, month_start_unix
 from orchestrator.key import Key
 from orchestrator.limits import NONE, WINDOW_S, Limits, Rate, duration
 from orchestrator.model import Deployment, EngineKind, Scope
@@ -122,7 +122,7 @@ def test_tokens_are_reserved_and_corrected() -> None:
     assert refused(gate, who, model(), 20).headers["retry-after"] == "6"
     assert first is not None
     first.settle(10, 0.0)
-    assert dict(first.headers(0.0))[b"x-ratelimit-remaining-tokens"] == b"90"
+    assert dict(fields_of(first.told(0.0)))[b"x-ratelimit-remaining-tokens"] == b"90"
     assert gate.enter(who, model(), 90, 0.0, 0.0)
 
 
@@ -164,7 +164,7 @@ def test_a_models_limits_hold_for_all_keys_together_and_the_tighter_is_told() ->
     gate, what = Gate(), model(requests_per_minute=2)
     leave = gate.enter(key("a", requests_per_minute=60), what, 0, 0.0, 0.0)
     assert leave is not None
-    assert dict(leave.headers(0.0))[b"x-ratelimit-limit-requests"] == b"2"
+    assert dict(fields_of(leave.told(0.0)))[b"x-ratelimit-limit-requests"] == b"2"
     assert gate.enter(key("b"), what, 0, 0.0, 0.0)
     assert "rate limit of m " in refused(gate, key("c"), what).message
 
