@@ -64,7 +64,7 @@ def routes(views: Iterable[View], pages: Pages, keys: KeyRing, sign_in: SignIn) 
 
     def _refused(request: Request, key: Key | None, error: ApiError) -> Response:
         if error.status == 401:
-            return sign_in.page(request, status=401)
+            return sign_in.ask(request)
         data = {"status": error.status, "message": error.message, "code": error.code}
         page = Page(template="refused.html", title=f"{error.status}", data=data, status=error.status)
         return pages.answer(request, key, page)

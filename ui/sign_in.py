@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -37,38 +37,32 @@ class SignIn:
         """
         query = request.query_params
         if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return self._to(request, SIGN_IN)
+            return self._to(SIGN_IN)
         if "key" in query:
             return self._begin(request, self._by_key(query["key"]), HOME)
         return self._begin(request, self._sessions.follow_link(query["token"]), HOME)
 
     async def show(self, request: Request) -> Response:
         """The page with the form."""
-        return self.page(request, failed="failed" in request.query_params)
+        query = request.query_params
+        data = {"failed": "failed" in query, "next": _local(query.get("next", "")), "needs_key": not self._keys.open}
+        return self._pages.answer(request, None, Page(template="sign_in.html", title="Sign in", data=data))
+
+    def ask(self, request: Request) -> Response:
+        """Instead of a page that needs a key: the way to the form, and back."""
+        here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return self._to(f"{SIGN_IN}?{urlencode({'next': here})}" if request.method == "GET" else SIGN_IN)
 
     async def sign_in(self, request: Request) -> Response:
         """The form."""
         fields = await form(request)
-        target = fields.get("next", "")
-        return self._begin(request, self._by_key(fields.get("key", "")), target if _LOCAL.fullmatch(target) else HOME)
+        return self._begin(request, self._by_key(fields.get("key", "")), _local(fields.get("next", "")))
 
     async def sign_out(self, request: Request) -> Response:
         """The end of a session."""
         self._sessions.end(request.scope["headers"])
-        answer = self._to(request, SIGN_IN)
+        answer = self._to(SIGN_IN)
         answer.delete_cookie(self._sessions.cookie, path="/", httponly=True, samesite="strict")
-        return answer
-
-    def page(self, request: Request, *, failed: bool = False, status: int = 200, ended: bool = False) -> Response:
-        """The page with the form, in place of one that needs a key."""
-        here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        target = here if status == 401 and request.method == "GET" and _LOCAL.fullmatch(here) else HOME
-        data = {"failed": failed, "ended": ended, "next": target, "needs_key": not self._keys.open}
-        answer = self._pages.answer(
-            request, None, Page(template="sign_in.html", title="Sign in", data=data, status=status)
-        )
-        if status == 401:
-            answer.headers["www-authenticate"] = "Bearer"
         return answer
 
     def _by_key(self, secret: str) -> str | None:
@@ -83,8 +77,8 @@ class SignIn:
 
     def _begin(self, request: Request, value: str | None, target: str) -> Response:
         if value is None:
-            return self._to(request, HOME if self._keys.open else f"{SIGN_IN}?failed=1")
-        answer = self._to(request, target)
+            return self._to(HOME if self._keys.open else f"{SIGN_IN}?failed=1")
+        answer = self._to(target)
         forwarded = request.headers.get("x-forwarded-proto", "")
         answer.set_cookie(
             self._sessions.cookie,
@@ -97,8 +91,12 @@ class SignIn:
         )
         return answer
 
-    def _to(self, request: Request, path: str) -> Response:
+    def _to(self, path: str) -> Response:
         return RedirectResponse(path, 303, headers=PAGE_FIELDS)
+
+
+def _local(target: str) -> str:
+    return target if _LOCAL.fullmatch(target) else HOME
 
 
 async def form(request: Request) -> Mapping[str, str]:

@@ -126,11 +126,12 @@ def test_after_signing_in_one_stays_here(signed: Signed, target: str, sent_to: s
         assert answer.headers["location"] == sent_to
 
 
-def test_without_a_key_every_page_is_the_form(signed: Signed) -> None:
+def test_without_a_key_every_page_leads_to_the_form_and_back(signed: Signed) -> None:
     with signed.visitor() as visitor:
-        answer = visitor.get("/dashboard/gpus")
-        assert (answer.status_code, 'name="key"' in answer.text) == (401, True)
-        assert 'value="/dashboard/gpus"' in answer.text
+        answer = visitor.get("/dashboard/search?q=a b")
+        assert answer.status_code == 303
+        page = visitor.get(answer.headers["location"]).text
+        assert 'name="key"' in page and 'value="/dashboard/search?q=a%20b"' in page
         assert visitor.get("/dashboard/gpus?format=json").json()["error"]["code"] == "invalid_api_key"
 
 
@@ -140,7 +141,7 @@ def test_signing_out_ends_the_session_itself(signed: Signed) -> None:
         cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
         assert visitor.post("/dashboard/sign-out").status_code == 303
         assert not visitor.cookies
-        assert visitor.get("/dashboard", headers={"cookie": cookie}).status_code == 401
+        assert visitor.get("/dashboard", headers={"cookie": cookie}).status_code == 303
 
 
 def test_a_revoked_key_ends_its_sessions_and_their_streams(signed: Signed) -> None:
@@ -153,7 +154,7 @@ def test_a_revoked_key_ends_its_sessions_and_their_streams(signed: Signed) -> No
             began = time.monotonic()
             assert any(line == "event: ended" for line in lines)
             assert time.monotonic() - began < 5
-        assert visitor.get("/dashboard").status_code == 401
+        assert visitor.get("/dashboard").headers["location"] == "/dashboard/sign-in?next=%2Fdashboard"
 
 
 def test_a_page_of_another_site_can_not_use_the_cookie(signed: Signed) -> None:

@@ -6,6 +6,8 @@ const all = (selector, root = document) => root.querySelectorAll(selector);
 const skew = Date.now() / 1000 - Number(document.body.dataset.now);
 const now = () => Date.now() / 1000 - skew;
 
+for (const e of all("[data-scriptless]")) e.hidden = true;
+
 // --- clocks ---
 
 function words(seconds) {
@@ -58,7 +60,9 @@ function toast(text) {
 }
 on("htmx:responseError", ({ detail }) => toast(reason(detail.xhr.responseText, detail.xhr.status)));
 on("htmx:sendError", () => toast("the service does not answer"));
-on("htmx:configRequest", ({ detail }) => { detail.headers.Accept = "application/json"; });
+on("htmx:configRequest", ({ detail }) => {
+  detail.headers.Accept = detail.verb === "get" ? "text/html" : "application/json";
+});
 
 function reason(text, status) {
   try { return JSON.parse(text).error.message; } catch { return `it answered ${status}`; }
@@ -158,7 +162,8 @@ async function* events(response) {
 function chat(root) {
   const talk = $("[data-talk]", root), waiting = $("[data-waiting]", root), form = $("[data-prompt]", root);
   const text = $("textarea", form), send = $("[data-send]", form), cancel = $("[data-cancel]", form);
-  let messages = [], running = null;
+  let messages = [], running = null, since = 0;
+  form.hidden = false;
 
   function turn(role) {
     const item = document.createElement("li"), who = document.createElement("span"), said = document.createElement("p");
@@ -174,10 +179,15 @@ function chat(root) {
     send.disabled = running !== null;
     cancel.hidden = running === null;
   }
-  function wait(words) {
-    waiting.hidden = !words;
-    waiting.textContent = words;
+  function wait(text) {
+    waiting.hidden = !text;
+    $("span", waiting).textContent = text;
+    waited();
   }
+  function waited() {
+    if (!waiting.hidden) $("time", waiting).textContent = `waited ${words(Math.round((performance.now() - since) / 1000))}`;
+  }
+  setInterval(waited, 500);
   function meta(item, words, failed = false) {
     const line = document.createElement("small");
     line.textContent = words;
@@ -186,7 +196,7 @@ function chat(root) {
   }
 
   async function answer(item) {
-    const began = performance.now();
+    const began = (since = performance.now());
     const headers = { "content-type": "application/json", prefer: `wait=${root.dataset.hold}, progress` };
     const body = JSON.stringify({ model: root.dataset.model, messages, stream: true, stream_options: { include_usage: true } });
     const response = await fetch("/v1/chat/completions", { method: "POST", headers, body, signal: running.signal });
