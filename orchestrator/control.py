@@ -179,13 +179,24 @@ class Control:
             first = await anext(stream, b"")
         except NotFound:
             raise ApiError(404, "no such replica", code="replica_not_found", param="replica") from None
-        return StreamingResponse(_joined(first, stream), media_type="text/plain; charset=utf-8")
+        told = self._while_admitted(request, _joined(first, stream))
+        return StreamingResponse(told, media_type="text/plain; charset=utf-8")
 
     async def _stream_events(self, request: Request, key: Key) -> Response:
         if self._events.full:
             raise ApiError(429, "too many listeners", code="too_many_listeners", headers={"retry-after": "10"})
         first = [("model", self.view(route)) for route in self._visible(key)]
-        return StreamingResponse(self._events.stream(first), media_type="text/event-stream")
+        told = self._while_admitted(request, self._events.stream(first))
+        return StreamingResponse(told, media_type="text/event-stream")
+
+    async def _while_admitted(self, request: Request, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Of a stream without end, what its key may still see: one that was revoked sees nothing more."""
+        async for chunk in stream:
+            try:
+                self._keys.admit(request.scope["headers"], Scope.MONITOR)
+            except ApiError:
+                return
+            yield chunk
 
     # --- admin ---
 

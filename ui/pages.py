@@ -59,18 +59,24 @@ class Tab:
     path: str
     icon: str
     scopes: frozenset[Scope]
+    under: str = ""
+    """Where its pages of single things are, if not under `path`."""
+
+    def holds(self, path: str) -> bool:
+        """Whether a page is one of its."""
+        return path == self.path or path.startswith(f"{self.under or self.path}/")
 
 
 _LOOK = frozenset({Scope.MONITOR})
 _READ = frozenset({Scope.REALTIME, Scope.UPLOAD})
 TABS = (
-    Tab("Models", HOME, "models", _LOOK),
+    Tab("Models", HOME, "models", _LOOK, f"{HOME}/models"),
     Tab("Starts", f"{HOME}/starts", "starts", _LOOK),
     Tab("GPUs", f"{HOME}/gpus", "gpu", _LOOK),
     Tab("Requests", f"{HOME}/requests", "pulse", _LOOK),
     Tab("Usage", f"{HOME}/usage", "usage", frozenset(Scope)),
     Tab("Logs", f"{HOME}/logs", "logs", _LOOK),
-    Tab("Files", f"{HOME}/files", "files", _READ),
+    Tab("Files", f"{HOME}/files", "files", _READ, f"{HOME}/stores"),
     Tab("Search", f"{HOME}/search", "search", _READ),
     Tab("Chat", f"{HOME}/chat", "chat", frozenset({Scope.REALTIME})),
     Tab("Keys", f"{HOME}/keys", "keys", frozenset({Scope.ADMIN})),

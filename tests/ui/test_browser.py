@@ -210,8 +210,8 @@ def test_every_page_is_sound_at_every_size_and_in_every_light(stage: Stage, widt
     with visitor(stage.browser, stage.proxy.url, width=width, dark=dark) as watched:
         look(watched.open("/sign-in"), f"sign-in-{width}-{'dark' if dark else 'light'}")
         page = stage.sign_in(watched)
-        engine = stage.running.model(SLOW).get("last_replica") or ""
-        stores = [link.get_attribute("href") for link in watched.open("/files").locator(".list a[href*=stores]").all()]
+        engine = linked(watched.open("/logs"), "/logs/")
+        store = linked(watched.open("/files"), "/stores/")
         paths = {
             "models": "",
             "model": f"/models/{SLOW}",
@@ -226,8 +226,7 @@ def test_every_page_is_sound_at_every_size_and_in_every_light(stage: Stage, widt
             "keys": "/keys",
             "missing": "/logs/none",
         }
-        paths |= {"log": f"/logs/{engine}"} if engine else {}
-        paths |= {"store": stores[0].removeprefix("/dashboard")} if stores and stores[0] else {}
+        paths |= {name: path for name, path in (("log", engine), ("store", store)) if path}
         for name, path in paths.items():
             page = watched.open(path)
             if page.locator("#line").count():
@@ -235,6 +234,13 @@ def test_every_page_is_sound_at_every_size_and_in_every_light(stage: Stage, widt
             look(page, f"{name}-{width}-{'dark' if dark else 'light'}")
         missing = "Failed to load resource: the server responded with a status of 404 (Not Found)"
         watched.faults.remove(f"console: {missing}")
+
+
+def linked(page: Page, part: str) -> str:
+    """The first page of single things that a listing leads to; none where an earlier test was left out."""
+    links = page.locator(f".list a[href*='{part}']")
+    found = links.first.get_attribute("href") if links.count() else None
+    return (found or "").removeprefix("/dashboard")
 
 
 def look(page: Page, name: str) -> None:
