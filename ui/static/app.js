@@ -76,7 +76,7 @@ const LINES_MAX = 5000, RETRY_MS = 2000;
 
 function log(root) {
   const shown = $("[data-lines]", root), filter = $("[data-filter]", root), pause = $("[data-pause]", root);
-  const line = $("[data-line]", root), count = $("[data-count]", root);
+  const line = $("[data-line]", root), count = $("[data-count] span", root);
   let lines = [], rest = "", paused = false, unseen = 0, due = false;
 
   function status(state, words) {
@@ -86,7 +86,7 @@ function log(root) {
   function draw() {
     due = false;
     if (paused) {
-      count.textContent = `${unseen} new lines`;
+      count.textContent = `${unseen} new`;
       return;
     }
     const wanted = filter.value.toLowerCase();
@@ -94,7 +94,7 @@ function log(root) {
     const follows = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
     shown.textContent = kept.join("\n");
     if (follows) shown.scrollTop = shown.scrollHeight;
-    count.textContent = wanted ? `${kept.length} of ${lines.length} lines` : `${lines.length} lines`;
+    count.textContent = wanted ? `${kept.length} of ${lines.length}` : `${lines.length}`;
     unseen = 0;
   }
   function soon() {
