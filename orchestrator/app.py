@@ -36,6 +36,7 @@ from orchestrator.head import path_of
 from orchestrator.host_metrics import HostGauges
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.library import Library
+from orchestrator.limit_metrics import LimitCounters
 from orchestrator.meter import Meter
 from orchestrator.metrics import Metrics
 from orchestrator.model import Deployment
@@ -192,6 +193,7 @@ class Service:
         )
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
         self._metrics.registry.register(self._library.gauges())
+        self._metrics.registry.register(LimitCounters(self._gate.refusals))
         folders = {"data": data, "weights": cache_folder(os.environ)}
         self._metrics.registry.register(HostGauges(folders, self.checks))
 
