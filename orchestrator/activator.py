@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from orchestrator.access.key import Key
 from orchestrator.eta import Expected, remaining_s
 from orchestrator.gpu import Wait
 from orchestrator.hold import Line, Turn
-from orchestrator.key import Key
 from orchestrator.model import Backoff, Demand, Deployment, Phase, Replica, Track, Traffic, Weights
 from orchestrator.upstream import Pool
 

@@ -21,9 +21,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route as HttpRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.browsers import Browsers
+from orchestrator.access.sessions import LINK_S, Sessions
 from orchestrator.activator import Activator, Route
-from orchestrator.auth import KeyRing
-from orchestrator.browsers import Browsers
 from orchestrator.config import Watched, deployments
 from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
 from orchestrator.documents.api_files import FILES
@@ -31,25 +32,24 @@ from orchestrator.engine_metrics import EngineMetrics
 from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
 from orchestrator.express import ExpressLane
-from orchestrator.gate import Gate
 from orchestrator.head import path_of
 from orchestrator.host_metrics import HostGauges
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.library import Library
-from orchestrator.limit_metrics import LimitCounters
-from orchestrator.meter import Meter
+from orchestrator.metering.gate import Gate
+from orchestrator.metering.limit_metrics import LimitCounters
+from orchestrator.metering.meter import Meter
+from orchestrator.metering.usage import Ledger
+from orchestrator.metering.usage_api import UsageApi
+from orchestrator.metering.usage_book import UsageBook
 from orchestrator.metrics import Metrics
 from orchestrator.model import Deployment
 from orchestrator.parts import build
 from orchestrator.pins import Pins, kept_warm
 from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
-from orchestrator.sessions import LINK_S, Sessions
 from orchestrator.settings import Settings
 from orchestrator.upstream import Timeouts
-from orchestrator.usage import Ledger
-from orchestrator.usage_api import UsageApi
-from orchestrator.usage_book import UsageBook
 from orchestrator.windows import warmed
 from storage.catalog import Catalog
 from storage.history import DuckHistory

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.auth import KeyRing
-from orchestrator.key import Key
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.model import Scope
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import ConfigError
-from orchestrator.limits import NONE, Limits
+from orchestrator.metering.limits import NONE, Limits
 from orchestrator.model import Deployment, EngineKind, IdleAction
 from orchestrator.settings import (
     ENV_PREFIX,

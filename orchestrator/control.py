@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.activator import Activator, Route
-from orchestrator.auth import KeyRing
 from orchestrator.errors import ApiError, NotFound
 from orchestrator.events import Broadcast
 from orchestrator.json_response import Json
-from orchestrator.key import Key
 from orchestrator.metrics import Metrics
 from orchestrator.model import Fleet, Replica, Scope, Traffic
 from orchestrator.pins import Pins

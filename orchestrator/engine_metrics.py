@@ -15,11 +15,11 @@ from starlette.responses import Response
 from starlette.routing import Route as HttpRoute
 
 from orchestrator import wire
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.activator import Activator, Lane, Route
-from orchestrator.auth import KeyRing
 from orchestrator.errors import ApiError
 from orchestrator.json_response import Json
-from orchestrator.key import Key
 from orchestrator.model import Scope
 from orchestrator.upstream import Connection, UpstreamError
 

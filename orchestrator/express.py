@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, cast
 from uvicorn._types import HTTPScope
 
 from orchestrator import wire
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.browsers import by_browser
 from orchestrator.activator import Activator, Lane
-from orchestrator.auth import KeyRing
-from orchestrator.browsers import by_browser
 from orchestrator.errors import ApiError
 from orchestrator.guard import GuardedProtocol
 from orchestrator.hold import Turn
-from orchestrator.meter import Bill, Meter, Outcome
+from orchestrator.metering.meter import Bill, Meter, Outcome
 from orchestrator.model import Scope
 from orchestrator.proxy import TARGETS, fault
 from orchestrator.reader import peek

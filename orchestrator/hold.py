@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+from orchestrator.access.key import Key
 from orchestrator.fair import FairQueue
-from orchestrator.key import Key
 
 WINDOW_START = 4
 """Let go at first. Each answer that begins lets two more go, so the flow doubles with each round as in TCP's

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 from starlette.routing import Route
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
 from orchestrator.clients import Clients
 from orchestrator.documents.api_files import FilesApi
 from orchestrator.documents.api_stores import StoresApi

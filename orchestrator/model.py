@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.gpu import Gpu, Lent, Need, Wait
-from orchestrator.limits import NONE, Limits
+from orchestrator.metering.limits import NONE, Limits
 
 
 class Phase(StrEnum):

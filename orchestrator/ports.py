@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Protocol
 
 from orchestrator.gpu import Gpu, Grant, ModelShape
+from orchestrator.metering.usage import Counts, Place, Query
 from orchestrator.model import Deployment, Instance, LaunchSpec, Progress, StartRecord, Weights
-from orchestrator.usage import Counts, Place, Query
 
 
 class Clock(Protocol):

@@ -16,12 +16,12 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
+from orchestrator.access.auth import KeyRing
 from orchestrator.activator import Activator, Lane, Route
-from orchestrator.auth import KeyRing
 from orchestrator.errors import ApiError
-from orchestrator.gate import fields_of
 from orchestrator.hold import Turn
-from orchestrator.meter import Bill, Meter, Outcome
+from orchestrator.metering.gate import fields_of
+from orchestrator.metering.meter import Bill, Meter, Outcome
 from orchestrator.model import Scope as KeyScope
 from orchestrator.patience import patience
 from orchestrator.reader import ClientGone, Peek, peek, peek_multipart, read_body, with_stream_default

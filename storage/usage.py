@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.usage import COLUMNS, HOUR_S, Counts, Place, Query
+from orchestrator.metering.usage import COLUMNS, HOUR_S, Counts, Place, Query
 from storage.catalog import Catalog
 
 KEPT_DAYS = 400

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from orchestrator.access.key import ANYBODY as KEY
+from orchestrator.access.key import Key
 from orchestrator.hold import WINDOW_START, Line, Turn
-from orchestrator.key import ANYBODY as KEY
-from orchestrator.key import Key
 from orchestrator.patience import CLIENT_TIMEOUT_SHARE, RETRY_HOLD_DEFAULT_S, patience
 
 

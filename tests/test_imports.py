@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WIRING = {f"orchestrator/{name}.py" for name in ("app", "embedder_choice", "library", "parts")}
 PURE = (
-    *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views"),
+    *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views", "fair"),
+    *(f"metering/{name}" for name in ("limits", "stream_usage", "tap", "usage")),
+    "access/key",
     *(
         f"documents/{name}"
         for name in (

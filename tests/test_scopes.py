@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator.key_file import new_key
+from orchestrator.access.key_file import new_key
 from orchestrator.model import Scope
 from orchestrator.proxy import TARGETS
 from tests.documents.test_tenants import BODIES

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.sessions import Sessions
 from orchestrator.errors import ApiError
 from orchestrator.ports import Clock
-from orchestrator.sessions import Sessions
 from ui.chat import ChatPage
 from ui.documents import DocumentPages
 from ui.events import Board

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from orchestrator.key import Key
+from orchestrator.access.key import Key
 from orchestrator.model import Scope
 from ui import inside
 from ui.pages import HOME, PAGE_FIELDS, Page, may

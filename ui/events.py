@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from orchestrator.access.key import Key
 from orchestrator.errors import OrchestratorError
-from orchestrator.key import Key
 from orchestrator.model import Scope
 from ui.pages import Pages
 from ui.ports import Json

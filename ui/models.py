@@ -8,9 +8,9 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.errors import ApiError
-from orchestrator.key import Key
 from orchestrator.model import Scope
 from ui import inside
 from ui.events import Board, shape_of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.requests import Request
 
-from orchestrator.key import Key
+from orchestrator.access.key import Key
 from orchestrator.model import Scope
 from ui import inside
 from ui.models import LOOK, Live

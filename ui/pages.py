@@ -14,7 +14,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from orchestrator.key import Key
+from orchestrator.access.key import Key
 from orchestrator.model import Scope
 from ui import values
 from ui.ports import Json

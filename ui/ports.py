@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from orchestrator.key import Key
+from orchestrator.access.key import Key
 
 Json = dict[str, Any]
 """One object of the HTTP API."""

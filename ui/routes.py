@@ -9,10 +9,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.errors import ApiError
 from orchestrator.json_response import Json as JsonAnswer
-from orchestrator.key import Key
 from orchestrator.model import Scope
 from orchestrator.reader import ClientGone
 from ui.pages import HOME, PAGE_FIELDS, Page, Pages, wants_json

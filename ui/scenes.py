@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from orchestrator.key import Key
+from orchestrator.access.key import Key
 from orchestrator.model import Scope
 from ui import memory, pulse, timeline, values
 from ui.pages import may

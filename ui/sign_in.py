@@ -9,11 +9,11 @@ from urllib.parse import parse_qs, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.sessions import SESSION_S, Sessions, digest_of
 from orchestrator.errors import ApiError
 from orchestrator.model import Scope
 from orchestrator.reader import read_body
-from orchestrator.sessions import SESSION_S, Sessions, digest_of
 from ui.pages import HOME, PAGE_FIELDS, Page, Pages
 
 FORM_BYTES_MAX = 16 * 2**10

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 
-from orchestrator.key import Key
+from orchestrator.access.key import Key
 from orchestrator.model import Scope
 from ui import inside
 from ui.pages import HOME, Page

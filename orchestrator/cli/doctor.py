@@ -15,6 +15,7 @@ from pathlib import Path
 
 import typer
 
+from orchestrator.access.key_file import read_keys
 from orchestrator.cli.finding import Finding, Level
 from orchestrator.cli.service import check_exposure
 from orchestrator.cli.storage_checks import check_documents
@@ -22,7 +23,6 @@ from orchestrator.cli.text import printable
 from orchestrator.config import cache_dir, deployments, load
 from orchestrator.errors import ConfigError, PreflightFailed
 from orchestrator.instance_lock import holder_pid
-from orchestrator.key_file import read_keys
 from orchestrator.model import Deployment, WeightsState
 from orchestrator.parts import addresses
 from orchestrator.settings import Settings

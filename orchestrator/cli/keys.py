@@ -8,9 +8,9 @@ from pathlib import Path
 
 import typer
 
+from orchestrator.access.key_file import LIMITS, list_keys, new_key, revoke_key
 from orchestrator.config import load
 from orchestrator.errors import ConfigError
-from orchestrator.key_file import LIMITS, list_keys, new_key, revoke_key
 from orchestrator.model import Scope
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.access.key_file import is_there
 from orchestrator.config import Watched
 from orchestrator.errors import ConfigError
-from orchestrator.key_file import is_there
 from orchestrator.settings import Settings
 
 

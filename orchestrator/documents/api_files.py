@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from orchestrator.access.key import Key
 from orchestrator.documents import views
 from orchestrator.documents.checks import bad
 from orchestrator.documents.endpoints import READ, WRITE, Endpoint, page_of
@@ -14,7 +15,6 @@ from orchestrator.documents.form import bytes_told, read_form
 from orchestrator.documents.model import StoredFile
 from orchestrator.documents.spool import Spool
 from orchestrator.json_response import Json
-from orchestrator.key import Key
 
 LIMIT_MAX = 10_000
 """Also what a listing gives where the client says nothing, as OpenAI's."""

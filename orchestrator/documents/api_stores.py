@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orchestrator.access.key import Key
 from orchestrator.documents import store_fields as fields
 from orchestrator.documents import store_views as views
 from orchestrator.documents.checks import bad, known
@@ -18,7 +19,6 @@ from orchestrator.documents.search import Search
 from orchestrator.documents.stores import Stores
 from orchestrator.errors import ApiError
 from orchestrator.json_response import Json
-from orchestrator.key import Key
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100

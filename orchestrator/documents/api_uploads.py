@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orchestrator.access.key import Key
 from orchestrator.documents import views
 from orchestrator.documents.checks import bad, known
 from orchestrator.documents.endpoints import WRITE, Endpoint, json_body
@@ -13,7 +14,6 @@ from orchestrator.documents.form import bytes_told, read_form
 from orchestrator.documents.spool import Spool
 from orchestrator.documents.uploads import Uploads
 from orchestrator.json_response import Json
-from orchestrator.key import Key
 
 PART_BYTES_MAX = 64 * 2**20
 """OpenAI's: https://platform.openai.com/docs/api-reference/uploads/add-part."""

@@ -8,9 +8,9 @@ import contextlib
 from starlette.requests import Request
 from starlette.responses import Response
 
+from orchestrator.access.key import Key
 from orchestrator.documents.endpoints import Handler
 from orchestrator.errors import ApiError
-from orchestrator.key import Key
 
 
 class Availability:

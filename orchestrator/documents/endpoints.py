@@ -12,10 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.documents.model import Order, Page
 from orchestrator.errors import ApiError, NotFound, ObjectsUnavailable, OrchestratorError
-from orchestrator.key import Key
 from orchestrator.model import Scope
 from orchestrator.reader import ClientGone, read_body
 

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from orchestrator.key_file import new_key
+from orchestrator.access.key_file import new_key
 from orchestrator.model import Instance, InstanceState, LaunchSpec, Scope
 from runtimes.docker.container import PORT, Options
 from runtimes.docker.host import Address

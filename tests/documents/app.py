@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
 from orchestrator.control import on_api_error, on_bug, on_http_exception
 from orchestrator.documents.api_files import FilesApi
 from orchestrator.documents.api_uploads import UploadsApi

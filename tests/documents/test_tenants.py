@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key_file import new_key
 from orchestrator.config import load
 from orchestrator.documents.endpoints import Endpoint
 from orchestrator.documents.ids import new_id
-from orchestrator.key_file import new_key
 from orchestrator.library import Library
 from orchestrator.model import Scope
 from storage.catalog import Catalog

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.access.key import Key
 from orchestrator.errors import OrchestratorError
-from orchestrator.key import Key
 from orchestrator.model import Scope
 from ui.events import PAINT_S_MIN, VIEWERS_MAX, Board, shape_of
 from ui.scenes import Part, Recent, Scene

@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from orchestrator.key_file import new_key
+from orchestrator.access.key_file import new_key
 from orchestrator.model import Scope
 from tests.documents.served import EMBEDDER
 from tests.fault_proxy import FaultProxy

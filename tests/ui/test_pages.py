@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from orchestrator.key_file import new_key, revoke_key
+from orchestrator.access.key_file import new_key, revoke_key
 from orchestrator.model import Scope
 from tests.stub import Service, model_table, service, until
 from ui.events import shape_of

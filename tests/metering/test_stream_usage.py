@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.metering.stream_usage import Veil, ask
 from orchestrator.reader import peek
-from orchestrator.stream_usage import Veil, ask
 
 ASKED = {"include_usage": True, "continuous_usage_stats": True}
 

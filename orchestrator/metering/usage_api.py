@@ -12,14 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.errors import ApiError
 from orchestrator.json_response import Json
-from orchestrator.key import Key
+from orchestrator.metering.usage import GROUPS, HOUR_S, Counts, Query, grouped
+from orchestrator.metering.usage_book import UsageBook
 from orchestrator.model import Scope
 from orchestrator.ports import UsageStore
-from orchestrator.usage import GROUPS, HOUR_S, Counts, Query, grouped
-from orchestrator.usage_book import UsageBook
 
 BY_DEFAULT = "key,model,day"
 ROWS_MAX = 100_000

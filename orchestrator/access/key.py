@@ -8,7 +8,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.limits import NONE, Limits
+from orchestrator.metering.limits import NONE, Limits
 from orchestrator.model import Scope
 
 TENANT_DEFAULT = "default"

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from orchestrator.auth import KeyRing, bearer
+from orchestrator.access.auth import KeyRing, bearer
+from orchestrator.access.key import ANYBODY, Key, Keys
+from orchestrator.access.key_file import list_keys, new_key, read_keys, revoke_key
 from orchestrator.errors import ApiError, ConfigError
-from orchestrator.key import ANYBODY, Key, Keys
-from orchestrator.key_file import list_keys, new_key, read_keys, revoke_key
-from orchestrator.limits import NONE, Limits
+from orchestrator.metering.limits import NONE, Limits
 from orchestrator.model import Scope
 
 

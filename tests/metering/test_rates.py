@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.access.key import Key
 from orchestrator.errors import ApiError
-from orchestrator.gate import RETRY_AFTER_MAX_S, Gate, fields_of, month_end_unix, month_start_unix
-from orchestrator.key import Key
-from orchestrator.limits import NONE, WINDOW_S, Limits, Rate, duration
+from orchestrator.metering.gate import RETRY_AFTER_MAX_S, Gate, fields_of, month_end_unix, month_start_unix
+from orchestrator.metering.limits import NONE, WINDOW_S, Limits, Rate, duration
 from orchestrator.model import Deployment, EngineKind, Scope
 
 PER_MINUTE = st.integers(1, 10**6)

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from orchestrator import usage
 from orchestrator.activator import Lane
 from orchestrator.errors import OrchestratorError
-from orchestrator.gate import Gate
-from orchestrator.meter import reserve
+from orchestrator.metering import usage
+from orchestrator.metering.gate import Gate
+from orchestrator.metering.meter import reserve
+from orchestrator.metering.usage import Counts, Ledger, Place, Query, grouped
+from orchestrator.metering.usage_book import UsageBook
 from orchestrator.reader import peek
 from orchestrator.upstream import Pool, Timeouts
-from orchestrator.usage import Counts, Ledger, Place, Query, grouped
-from orchestrator.usage_book import UsageBook
 
 PLACES = st.tuples(st.sampled_from("ab"), st.sampled_from("mn"), st.integers(500_000, 500_050))
 MINUTE = Timeouts(connect_timeout_s=1, first_byte_timeout_s=1, stream_idle_timeout_s=1, request_timeout_s=1)

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.access.key import Key, Keys
 from orchestrator.errors import ConfigError
-from orchestrator.key import Key, Keys
-from orchestrator.limits import NONE, Limits
+from orchestrator.metering.limits import NONE, Limits
 from orchestrator.model import Scope
 
 SECRET_PREFIX = "orc_"

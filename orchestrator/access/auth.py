@@ -8,11 +8,11 @@ from pathlib import Path
 
 import structlog
 
+from orchestrator.access.key import ANYBODY, Key, Keys
+from orchestrator.access.key_file import SECRET_BYTES, SECRET_PREFIX, read_keys, stamp
+from orchestrator.access.sessions import OPERATOR, Sessions
 from orchestrator.errors import ApiError, ConfigError
-from orchestrator.key import ANYBODY, Key, Keys
-from orchestrator.key_file import SECRET_BYTES, SECRET_PREFIX, read_keys, stamp
 from orchestrator.model import Scope
-from orchestrator.sessions import OPERATOR, Sessions
 from orchestrator.upstream import Headers
 
 log = structlog.get_logger()

@@ -7,9 +7,9 @@ import asyncio
 import structlog
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.gate import Gate, month_start_unix
+from orchestrator.metering.gate import Gate, month_start_unix
+from orchestrator.metering.usage import Ledger
 from orchestrator.ports import Clock, UsageStore
-from orchestrator.usage import Ledger
 
 FLUSH_S = 1.0
 """What a crash may lose."""

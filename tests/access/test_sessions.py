@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.auth import KeyRing
+from orchestrator.access.auth import KeyRing
+from orchestrator.access.key_file import new_key, revoke_key
+from orchestrator.access.sessions import LINK_S, SESSION_S, SESSIONS_MAX, Sessions, digest_of
 from orchestrator.errors import ApiError
-from orchestrator.key_file import new_key, revoke_key
 from orchestrator.model import Scope
-from orchestrator.sessions import LINK_S, SESSION_S, SESSIONS_MAX, Sessions, digest_of
 from orchestrator.upstream import Headers
 
 

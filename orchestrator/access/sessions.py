@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.key import Key
+from orchestrator.access.key import Key
 from orchestrator.model import Scope
 from orchestrator.upstream import Headers
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.browsers import Said, by_browser, objection, said
-from orchestrator.key_file import new_key
+from orchestrator.access.browsers import Said, by_browser, objection, said
+from orchestrator.access.key_file import new_key
 from orchestrator.model import Scope
 from tests.stub import ask, model_table, service, until
 

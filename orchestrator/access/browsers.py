@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
-from orchestrator.auth import bearer
+from orchestrator.access.auth import bearer
 from orchestrator.errors import ApiError
 from orchestrator.proxy import CYCLE
 from orchestrator.upstream import Headers

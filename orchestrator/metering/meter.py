@@ -8,16 +8,16 @@ from time import perf_counter
 
 import msgspec
 
-from orchestrator import stream_usage
+from orchestrator.access.key import Key
 from orchestrator.activator import Lane
 from orchestrator.errors import ApiError
-from orchestrator.gate import Gate, Leave
-from orchestrator.key import Key
+from orchestrator.metering import stream_usage
+from orchestrator.metering.gate import Gate, Leave
+from orchestrator.metering.tap import Tap, Tokens
+from orchestrator.metering.usage import HOUR_S, Ledger
 from orchestrator.metrics import Metrics, ModelMetrics
 from orchestrator.model import Deployment
 from orchestrator.reader import Peek
-from orchestrator.tap import Tap, Tokens
-from orchestrator.usage import HOUR_S, Ledger
 
 BYTES_PER_TOKEN = 4
 """OpenAI's rule of thumb for English text. What is reserved by it is corrected when the answer ends."""

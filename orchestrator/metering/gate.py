@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from orchestrator.access.key import Key
 from orchestrator.errors import ApiError
-from orchestrator.key import Key
-from orchestrator.limits import NONE, Limits, Rate
+from orchestrator.metering.limits import NONE, Limits, Rate
 from orchestrator.model import Deployment
 from orchestrator.upstream import Headers
 

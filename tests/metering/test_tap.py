@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.tap import LOOK_BYTES, Tap, Tokens
+from orchestrator.metering.tap import LOOK_BYTES, Tap, Tokens
 
 CHAT = {"choices": [{"message": {"content": 'a "usage": {"prompt_tokens": 99} b'}}]}
 CASES: list[tuple[dict[str, object], Tokens | None]] = [

@@ -1,0 +1,1 @@
+"""Who may do what: keys, their file, and browsers that have signed in."""
