@@ -1,5 +1,5 @@
-"""``python -m bench.fairness``: what a noisy key costs another that uses the same model: the p99 beside it, as a ratio to
-the p99 alone, in turns in one run. The model takes few requests at a time, so the noisy ones have to wait."""
+"""``python -m bench.fairness``: what a noisy key costs another that uses the same model: the other's p99 beside it
+and alone, in turns in one run. The model takes few requests at a time, so the noisy ones have to wait."""
 
 from __future__ import annotations
 
