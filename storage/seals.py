@@ -63,7 +63,7 @@ class Seals:
         known = self._known.get(folder, {})
         found: dict[Path, Stamp] = {}
         for path in files:
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             if stamp is None:
                 continue
             if known.get(path) != stamp:
@@ -83,7 +83,8 @@ class Seals:
                 self._known.pop(known, None)
 
 
-def _stamp(path: Path) -> Stamp | None:
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes when the file is written to; None: it is gone. Raises `OSError` when it can't look."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -19,7 +19,7 @@ import numpy as np
 from orchestrator.crash import crash_point
 from orchestrator.errors import OrchestratorError
 from storage import vector_scan as scan
-from storage.seals import Seals, crc32_of, refused
+from storage.seals import Seals, Stamp, crc32_of, refused, stamp_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,9 +143,15 @@ class Columns:
                     path.unlink(missing_ok=True)
 
     def check(self, seals: Seals) -> None:
-        """Raise `VectorsDamaged` unless all files are as they were written; reads those that `seals` does not know."""
+        """Raise `VectorsDamaged` unless all files are as they were written; reads those that `seals` does not know.
+        Not while something is appended."""
         with _reading():
             seals.check(self._folder, self._files(), self._verify)
+
+    def stamps(self) -> tuple[Stamp | None, ...]:
+        """Of all files, as they are at this moment."""
+        with _reading():
+            return tuple(stamp_of(path) for path in self._files())
 
     def trust(self, seals: Seals) -> None:
         """They were just written."""

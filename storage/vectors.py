@@ -13,8 +13,9 @@ operating system keeps what searches touch while there is room.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ import structlog
 from orchestrator.documents.model import Hit
 from orchestrator.documents.ports import Indexed
 from storage import vector_scan as scan
-from storage.seals import Seals
+from storage.seals import Seals, Stamp
 from storage.vector_files import GONE, RECORD, Batch, Columns, VectorsError, read_manifest
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ class Vectors:
         knows to be whole."""
         self._dimension = dimension
         self._seals = seals or Seals()
+        self._lock = threading.Lock()
+        """Held by a change, and by whoever reads the files through."""
         self._changing = False
+        self._seen: _Seen
         self._columns = Columns(folder, read_manifest(folder, dimension))
         self._columns.sweep()
         self._load()
@@ -111,23 +115,36 @@ class Vectors:
         del self._seen, self._blocks
 
     def _whole(self) -> _Seen:
-        """What is searched now. Raises `VectorsDamaged` where its files are not as they were.
+        """What is searched now.
 
-        Not while they change: their times do, too.
+        1. Its files are as they were, or we are changing them, which leaves alone what it counts.
+        2. We have changed them since it was had: what is searched now is another.
+        3. Somebody else touched them: they are read through. Raises `VectorsDamaged`.
         """
-        seen = self._seen
-        if not self._changing:
+        while True:
+            seen = self._seen
+            if seen.columns.stamps() == seen.stamps or self._changing:
+                return seen
+            if seen is self._seen:
+                with self._lock:
+                    self._look_again()
+
+    def _look_again(self) -> None:
+        """Read the files through if they are not as they were. Holds the lock."""
+        stamps = self._columns.stamps()
+        if stamps != self._seen.stamps:
             self._columns.check(self._seals)
-        return seen
+            self._seen = replace(self._seen, stamps=stamps)
 
     def _change(self, batch: Batch) -> None:
-        self._columns.check(self._seals)
-        self._changing = True
-        try:
-            self._append(batch)
-        finally:
-            self._changing = False
-            self._columns.trust(self._seals)
+        with self._lock:
+            self._look_again()
+            self._changing = True
+            try:
+                self._append(batch)
+            finally:
+                self._changing = False
+                self._columns.trust(self._seals)
 
     def _append(self, batch: Batch) -> None:
         start = self._columns.manifest.rows
@@ -170,6 +187,8 @@ class Vectors:
         spans = [(entry, start, rows) for entry, (start, rows) in self._held.items() if rows]
         names, starts, lengths = np.array(spans, np.int64).reshape(-1, 3).T.copy()
         return _Seen(
+            columns=self._columns,
+            stamps=self._columns.stamps(),
             entries=frozenset(self._held),
             spans=dict(self._held),
             count=self._columns.manifest.rows,
@@ -245,6 +264,9 @@ def _parts(rows: scan.Places) -> Iterator[scan.Places]:
 class _Seen:
     """The index as one search sees it, from beginning to end. Rows that are no entry's are in no span."""
 
+    columns: Columns
+    stamps: tuple[Stamp | None, ...]
+    """Of its files, when it was had."""
     entries: frozenset[int]
     spans: Mapping[int, tuple[int, int]]
     """Each entry's first row and how many."""
