@@ -106,7 +106,7 @@ class Library:
         self._stores = Stores(shelf=shelf, shelves=self._shelves, roster=roster, unix=clock.unix, jobs=self._ingest)
         search = self._search(roster)
         self._spool = Spool(data / "spool", files_max=settings.storage.uploads_max, free_bytes_min=FREE_BYTES_MIN)
-        files = Files(shelf=shelf, objects=self._objects, unix=clock.unix, forget=self._stores.forget_file)
+        files = Files(shelf=shelf, objects=self._objects, unix=clock.unix, left=self._stores.left)
         uploads = Uploads(
             shelf=shelf,
             objects=self._objects,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 from orchestrator.crash import crash_point
 from orchestrator.documents.checks import unknown
 from orchestrator.documents.fields import NewFile
 from orchestrator.documents.ids import is_id, new_id
 from orchestrator.documents.keys import file_key
-from orchestrator.documents.model import Page, StoredFile
+from orchestrator.documents.model import Page, StoredFile, StoreFile
 from orchestrator.documents.ports import ObjectStore, Shelf
 from orchestrator.documents.spool import SpoolFile
 from orchestrator.errors import ApiError, NotFound, ObjectsUnavailable
@@ -32,13 +32,13 @@ class Files:
         shelf: Shelf,
         objects: ObjectStore,
         unix: Callable[[], float],
-        forget: Callable[[str, str], Awaitable[None]],
+        left: Callable[[Collection[StoreFile]], None],
     ) -> None:
-        """`forget` takes a file (tenant, id) out of all that refers to it; called before its end, maybe twice."""
+        """`left` is told which members vector stores have lost with a file."""
         self._shelf = shelf
         self._objects = objects
         self._unix = unix
-        self._forget = forget
+        self._left = left
 
     async def create(self, tenant: str, new: NewFile, content: SpoolFile) -> StoredFile:
         """Keep a file whose content is whole in the spool. Durable on return."""
@@ -87,8 +87,7 @@ class Files:
     async def remove(self, tenant: str, id: str) -> None:
         """Forget a file, wherever it is referred to. Its content is cleared away later."""
         await self.get(tenant, id)
-        await self._forget(tenant, id)
-        if await self._shelf.remove_file(tenant, id) is None:
+        if not await self._forget(tenant, id):
             raise _unknown(id)
 
     async def read(self, file: StoredFile, start: int, end: int) -> AsyncIterator[bytes]:
@@ -122,8 +121,15 @@ class Files:
         expired = await self._shelf.expired_files(now_unix, EXPIRED_MAX)
         for file in expired:
             await self._forget(file.tenant, file.id)
-            await self._shelf.remove_file(file.tenant, file.id)
         return len(expired)
+
+    async def _forget(self, tenant: str, id: str) -> bool:
+        """Remove it and its membership of stores at once, and tell; whether it was there."""
+        members = await self._shelf.memberships(tenant, id)
+        if await self._shelf.remove_file(tenant, id) is None:
+            return False
+        self._left(members)
+        return True
 
 
 def _unknown(id: str) -> ApiError:

@@ -8,8 +8,8 @@
 3. The two are taken for independent evidence: ``1 - (1 - n) (1 - s²)``. Squared, as half the words of a question are
    in many a text that does not answer it. Without vectors ``s²`` is left, without words ``n``.
 4. A chunk has what its best piece has.
-5. Where the order of the results is another than that of these scores, neighbours share their mean (isotonic
-   regression), so that no score is above one before it, and a threshold cuts off an end.
+5. Where the order of the results is another than that of these scores, one that stands before a better one gets its
+   score: so none is above one before it, a threshold cuts off an end, and never a result that reaches it by itself.
 
 With a reranker, its own scores are the results'.
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from itertools import combinations, zip_longest
+from itertools import accumulate, combinations, zip_longest
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,15 +86,8 @@ def best_piece(cosines: Sequence[float], shares: Sequence[float], floor: float) 
 
 
 def descending(scores: Sequence[float]) -> list[float]:
-    """The closest scores, by least squares, of which none is above one before it."""
-    runs: list[tuple[float, int]] = []
-    for score in scores:
-        count = 1
-        while runs and runs[-1][0] < score:
-            before, length = runs.pop()
-            score, count = (before * length + score * count) / (length + count), length + count
-        runs.append((score, count))
-    return [score for score, count in runs for _ in range(count)]
+    """The lowest scores that are no lower than these, and of which none is above one before it."""
+    return list(accumulate(reversed(scores), max))[::-1]
 
 
 def _within(value: float) -> float:

@@ -125,7 +125,7 @@ class Stores:
         files = await self._shelf.all_store_files(id)
         if await self._shelf.remove_store(tenant, id) is None:
             raise unknown("vector store", id, "vector_store_id")
-        self._left(files)
+        self.left(files)
         self._roster.forget(id)
         await asyncio.to_thread(self._shelves.discard, id)
         self._jobs.check(id)
@@ -179,14 +179,7 @@ class Stores:
         removed = await self._shelf.remove_store_file(tenant, store, file)
         if removed is None:
             raise unknown("file in this vector store", file, "file_id")
-        self._left([removed])
-
-    async def forget_file(self, tenant: str, file: str) -> None:
-        """The file is about to be deleted: out of every store that has it."""
-        for member in await self._shelf.memberships(tenant, file):
-            removed = await self._shelf.remove_store_file(tenant, member.store, file)
-            if removed is not None:
-                self._left([removed])
+        self.left([removed])
 
     # --- batches ---
 
@@ -229,9 +222,10 @@ class Stores:
         for file in await self._shelf.all_store_files(store.id):
             removed = await self._shelf.remove_store_file(store.tenant, store.id, file.file)
             if removed is not None:
-                self._left([removed])
+                self.left([removed])
 
-    def _left(self, files: Collection[StoreFile]) -> None:
+    def left(self, files: Collection[StoreFile]) -> None:
+        """They are in their stores no more: stop what reads them, and let searches pass them over."""
         self._jobs.stop([file.entry for file in files])
         for file in files:
             self._roster.drop(file)
@@ -246,7 +240,7 @@ class Stores:
             raise ApiError(400, f"a vector store holds at most {STORE_FILES_MAX} files", code="vector_store_full")
         replaced = await self._shelf.members(store.tenant, store.id, [member.file for member in members])
         added = await self._shelf.add_store_files(members, batch)
-        self._left(replaced.values())
+        self.left(replaced.values())
         self._jobs.wake()
         return added
 

@@ -66,13 +66,11 @@ class DocumentsApp:
         self._file_bytes_max = file_bytes_max
         self.later_s = 0.0
         """Added to the clock."""
-        self.forgotten: list[tuple[str, str]] = []
-        """Files (tenant, id) that everything was told to let go of."""
         self.loop: asyncio.AbstractEventLoop | None = None
         self._catalog = Catalog(folder / "catalog.duckdb")
         self.shelf = DuckShelf(self._catalog)
         self.spool = Spool(folder / "spool", files_max=files_max, free_bytes_min=free_bytes_min)
-        files = Files(shelf=self.shelf, objects=objects, unix=self.unix, forget=self._forget)
+        files = Files(shelf=self.shelf, objects=objects, unix=self.unix, left=lambda members: None)
         uploads = Uploads(
             shelf=self.shelf,
             objects=objects,
@@ -133,9 +131,6 @@ class DocumentsApp:
     def sweep(self) -> int:
         """One pass of the garbage."""
         return self.run(lambda: self.garbage.sweep(self.unix()))
-
-    async def _forget(self, tenant: str, file: str) -> None:
-        self.forgotten.append((tenant, file))
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -50,7 +50,6 @@ def test_a_file_s_life(shared: Documents) -> None:
     assert made.id in [file.id for file in client.files.list()]
     deleted = client.files.delete(made.id)
     assert (deleted.id, deleted.object, deleted.deleted) == (made.id, "file", True)
-    assert ("ada", made.id) in shared.app.forgotten
     for call in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError):
             call(made.id)
@@ -95,7 +94,6 @@ def test_expiry(tmp_path: Path) -> None:
             client.files.retrieve(made.id)
         assert running.app.sweep() == 2  # the file, and its content
         assert [file.id for file in client.files.list()] == [kept.id]
-        assert running.app.forgotten == [("ada", made.id)]
         assert len(running.app.stored) == 1
         assert running.app.sweep() == 0
 

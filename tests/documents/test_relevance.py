@@ -73,16 +73,15 @@ def test_the_best_piece_is_cited(cosines: list[float], shares: list[float], expe
 
 
 @given(st.lists(UNIT, max_size=30))
-def test_scores_fall_and_are_as_near_as_can_be(scores: list[float]) -> None:
+def test_scores_fall_and_no_result_loses_any_of_its_own(scores: list[float]) -> None:
     found = descending(scores)
     assert found == sorted(found, reverse=True)
-    assert sum(found) == pytest.approx(sum(scores))
-    assert all(min(scores) - 1e-9 <= score <= max(scores) + 1e-9 for score in found)
-    assert descending(found) == pytest.approx(found)
+    assert all(shown >= own for shown, own in zip(found, scores, strict=True))
+    assert set(found) <= set(scores)
     assert descending(sorted(scores, reverse=True)) == sorted(scores, reverse=True)
 
 
-def test_neighbours_in_another_order_share_their_mean() -> None:
-    assert descending([0.9, 0.4, 0.6, 0.1]) == pytest.approx([0.9, 0.5, 0.5, 0.1])
-    assert descending([0.0, 0.0, 0.9]) == pytest.approx([0.3, 0.3, 0.3])
+def test_one_before_a_better_one_gets_its_score() -> None:
+    assert descending([0.9, 0.4, 0.6, 0.1]) == [0.9, 0.6, 0.6, 0.1]
+    assert descending([0.0, 0.55, 0.1, 0.0]) == [0.55, 0.55, 0.1, 0.0]
     assert descending([]) == []

@@ -73,6 +73,11 @@ class World:
         )
         return id
 
+    def files(self, folder: Path) -> Files:
+        """The files themselves, with their content in a folder."""
+        objects = FolderObjects(folder)
+        return Files(shelf=self.shelf, objects=objects, unix=lambda: self.now, left=self.stores.left)
+
     async def store(self, **more: object) -> VectorStore:
         return await self.stores.create(TENANT, NewStore(name="s", **more))  # type: ignore[arg-type]
 
@@ -157,7 +162,7 @@ def test_what_is_removed_is_told(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         store, file, other = await world.store(), await world.file(), await world.file("b.txt")
         entries = [(await world.stores.attach(TENANT, store.id, wanted(id))).entry for id in (file, other)]
-        await world.stores.forget_file(TENANT, file)
+        await world.files(tmp_path / "objects").remove(TENANT, file)
         assert world.jobs.stopped == entries[:1]
         with pytest.raises(ApiError):
             await world.stores.file(TENANT, store.id, file)
@@ -218,7 +223,7 @@ def test_a_listing_goes_on_from_what_was_removed(tmp_path: Path) -> None:
 def test_what_a_job_may_name_is_not_cleared_away(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         objects, gates = FolderObjects(tmp_path / "objects"), Gates()
-        files = Files(shelf=world.shelf, objects=objects, unix=lambda: world.now, forget=world.stores.forget_file)
+        files = world.files(tmp_path / "objects")
         spool = Spool(tmp_path / "spool", files_max=1, free_bytes_min=0)
         uploads = Uploads(
             shelf=world.shelf, objects=objects, spool=spool, files=files, unix=lambda: world.now, bytes_max=1
