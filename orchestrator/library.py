@@ -128,7 +128,7 @@ class Library:
             ),
         )
         self._availability = Availability()
-        self._ownership = Ownership(self._objects, instance=instance, monotonic=clock.monotonic)
+        self._ownership = Ownership(self._objects, instance=instance, monotonic=clock.monotonic, note=shelf.put_turn)
 
     def routes(self) -> list[Route]:
         """All of them, each with its scopes."""
@@ -202,7 +202,7 @@ class Library:
         await self._clients.aclose()
         await asyncio.to_thread(self._shelves.close)
         await self._shelf.aclose()
-        with contextlib.suppress(ObjectsUnavailable):  # then the next owner waits for a while
+        with contextlib.suppress(OrchestratorError):  # then the next owner waits for a while
             await self._ownership.leave()
         await self._objects.aclose()
 
@@ -216,7 +216,7 @@ class Library:
                 fresh = await self._shelf.fresh()
                 if not self._catalog.kept:  # else documents would be acknowledged, and unknown after the next start
                     raise CatalogError(f"{self._catalog.error}; mend that and start the service anew")
-                behind = await self._ownership.claim()
+                behind = await self._ownership.claim(await self._shelf.turn())
                 if fresh or behind:
                     self._availability.rebuilding()
                     await rebuild(self._objects, self._shelf)
@@ -243,7 +243,9 @@ class Library:
         while True:
             try:
                 await self._ownership.keep()
-            except ObjectsUnavailable as error:
+            except Owned:
+                raise
+            except OrchestratorError as error:
                 log.info("owner_not_renewed", error=str(error))
             await asyncio.sleep(OWNER_CHECK_S)
 

@@ -226,6 +226,14 @@ class DuckShelf:
         """Hold these facts and nothing else, with entries and serials above `above`. All or nothing; takes seconds."""
         await self._catalog.run(partial(shelf_facts.refill, facts=facts, above=above))
 
+    async def turn(self) -> int:
+        """The last that `put_turn` kept, 0 at first."""
+        return await self._catalog.read(shelf_facts.turn)
+
+    async def put_turn(self, turn: int) -> None:
+        """Keep the turn of our mark in the object store; see `documents.ownership`."""
+        await self._catalog.run(partial(shelf_facts.put_turn, turn=turn))
+
     async def fact(self, name: Name) -> Fact | None:
         """What the catalogue says of it."""
         return await self._catalog.read(partial(shelf_facts.find, name=name))

@@ -17,6 +17,7 @@ from storage.shelf_tables import (
     UPLOADS,
     Table,
     Value,
+    count,
     next_serials,
     raise_serials,
 )
@@ -97,6 +98,17 @@ def find(connection: Connection, name: Name) -> Fact | None:
 def fresh(connection: Connection) -> bool:
     """Whether `refill` was never called."""
     return not connection.execute("SELECT 1 FROM filled").fetchall()
+
+
+def turn(connection: Connection) -> int:
+    """See `DuckShelf.turn`."""
+    return count(connection, "SELECT coalesce(max(turn), 0) FROM owner", [])
+
+
+def put_turn(connection: Connection, turn: int) -> None:
+    """See `DuckShelf.put_turn`."""
+    connection.execute("DELETE FROM owner")
+    connection.execute("INSERT INTO owner VALUES (?)", [turn])
 
 
 def doubt(connection: Connection, names: Sequence[Name]) -> Sequence[int]:

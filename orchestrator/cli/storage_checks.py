@@ -72,6 +72,7 @@ async def _examined(objects: ObjectStore, data: Path, *, repair: bool, step: Ste
 async def _compared(objects: ObjectStore, data: Path, *, repair: bool, step: Step) -> AsyncIterator[Finding]:
     from storage.audit import catalog_fault
     from storage.catalog import Catalog
+    from storage.shelf import DuckShelf
 
     try:
         await objects.check()
@@ -80,9 +81,10 @@ async def _compared(objects: ObjectStore, data: Path, *, repair: bool, step: Ste
         yield Finding(level=Level.FAIL, what="the object store can't be used", remedy=str(error))
         return
     instance = instance_id(data) if repair else known_instance(data)
-    ownership = Ownership(objects, instance=instance, monotonic=time.monotonic)
-    standing = await ownership.standing()
-    if standing is Standing.TAKEN:
+    if (
+        await Ownership(objects, instance=instance, monotonic=time.monotonic, note=_nowhere).standing(0)
+        is Standing.TAKEN
+    ):
         yield _taken(repair=repair)
         return
     path = data / "catalog.duckdb"
@@ -96,10 +98,14 @@ async def _compared(objects: ObjectStore, data: Path, *, repair: bool, step: Ste
         return
     catalog = Catalog(path)
     try:
-        if repair:
-            await ownership.claim()
+        shelf = DuckShelf(catalog)
+        ownership = Ownership(objects, instance=instance, monotonic=time.monotonic, note=shelf.put_turn)
+        turn = 0 if catalog.error else await shelf.turn()
+        behind = await ownership.standing(turn) is Standing.BEHIND
+        if repair and not catalog.error:
+            await ownership.claim(turn)
         doctor = _Doctor(objects, catalog, data, repair=repair, step=step)
-        async for finding in doctor.findings(recorded=recorded, behind=standing is Standing.BEHIND):
+        async for finding in doctor.findings(recorded=recorded, behind=behind):
             yield finding
         if repair and not catalog.error:
             await ownership.caught_up()
@@ -133,7 +139,7 @@ class _Doctor:
             return
         if (fresh or behind) and recorded:
             if not self._repair:
-                why = "it was begun anew" if fresh else "another orchestrator has used the object store since"
+                why = "it was begun anew" if fresh else "it is older than what the object store has on record"
                 yield _unreadable(f"{why}, and the service has not filled it yet")
                 return
             rebuilt = await rebuild(self._objects, self._shelf)
@@ -257,6 +263,10 @@ def _of_content(found: ContentFound) -> Iterator[Finding]:
         yield Finding(level=Level.FAIL, what=what, remedy="cancel them and send them again", ids=found.lost_uploads)
     if not (found.lost or found.resized or found.lost_uploads):
         yield Finding(level=Level.OK, what=f"files, all with their content: {found.files}, {size(found.bytes)}")
+
+
+async def _nowhere(turn: int) -> None:
+    """Keeps no turn: for who only looks."""
 
 
 def _taken(*, repair: bool) -> Finding:

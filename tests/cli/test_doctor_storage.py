@@ -76,12 +76,17 @@ def test_repair_beside_a_service_has_failed(data: Path) -> None:
     assert finding.level is Level.FAIL
 
 
+async def nowhere(turn: int) -> None:
+    """Another's catalogue is of no interest."""
+
+
 def claimed(data: Path, *, left: bool) -> None:
     """Another data folder has the object store."""
 
     async def claim() -> None:
-        other = Ownership(FolderObjects(data / "objects"), instance="another", monotonic=lambda: 0.0)
-        await other.claim()
+        objects = FolderObjects(data / "objects")
+        other = Ownership(objects, instance="another", monotonic=lambda: 0.0, note=nowhere)
+        await other.claim(0)
         if left:
             await other.leave()
 
@@ -99,7 +104,7 @@ def test_what_another_orchestrator_has_is_left_alone(data: Path, repair: bool) -
 
 def test_what_another_orchestrator_had_is_read_anew(data: Path) -> None:
     claimed(data, left=True)
-    assert "another orchestrator" in worst(doctor(data))[0].what
+    assert "older than" in worst(doctor(data))[0].what
     for repair in (True, False):  # entries are numbered anew, so the service fills the index again
         assert [finding.level for finding in worst(doctor(data, repair=repair))] == [Level.WARN]
 

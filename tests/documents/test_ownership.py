@@ -29,15 +29,46 @@ class Time:
         return self.now
 
 
-def owner(objects: ObjectStore, instance: str, time: Time) -> Ownership:
-    return Ownership(objects, instance=instance, monotonic=time)
+class Folder:
+    """A data folder: its catalogue notes turns."""
+
+    def __init__(self, objects: ObjectStore, instance: str, time: Time) -> None:
+        self.turn = 0
+        self.objects = objects
+        self._instance = instance
+        self._time = time
+        self._mark = self.restarted()
+
+    def restarted(self) -> Ownership:
+        """Another process takes over."""
+        self._mark = Ownership(self.objects, instance=self._instance, monotonic=self._time, note=self._note)
+        return self._mark
+
+    async def claim(self) -> bool:
+        return await self._mark.claim(self.turn)
+
+    async def keep(self) -> None:
+        await self._mark.keep()
+
+    async def leave(self) -> None:
+        await self._mark.leave()
+
+    async def caught_up(self) -> None:
+        await self._mark.caught_up()
+
+    async def _note(self, turn: int) -> None:
+        self.turn = turn
+
+
+def owner(objects: ObjectStore, instance: str, time: Time) -> Folder:
+    return Folder(objects, instance, time)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
 
 
-async def refused(claim: Ownership) -> str:
+async def refused(claim: Folder) -> str:
     with pytest.raises(Owned) as caught:
         await claim.claim()
     return str(caught.value)
@@ -60,8 +91,11 @@ def test_the_first_has_it_and_the_second_waits(tmp_path: Path) -> None:
 def test_the_same_folder_has_it_back_at_once(tmp_path: Path) -> None:
     async def test() -> None:
         objects, time = FolderObjects(tmp_path), Time()
-        await owner(objects, "a", time).claim()
-        assert not await owner(objects, "a", time).claim()
+        folder = owner(objects, "a", time)
+        await folder.claim()
+        folder.restarted()
+        assert not await folder.claim()
+        await folder.keep()
 
     run(test())
 
@@ -76,15 +110,18 @@ class FullObjects(FolderObjects):
 def test_on_a_full_disk_the_same_folder_still_has_it(tmp_path: Path) -> None:
     async def test() -> None:
         objects, time = FolderObjects(tmp_path), Time()
-        await owner(objects, "a", time).claim()
-        again = owner(FullObjects(tmp_path), "a", time)
-        assert not await again.claim()
+        folder = owner(objects, "a", time)
+        await folder.claim()
+        folder.objects = FullObjects(tmp_path)
+        again = folder.restarted()
+        assert not await folder.claim()
         await again.caught_up()
         with pytest.raises(ObjectsUnavailable):
             await again.keep()
-        third = owner(objects, "a", time)
-        await third.claim()
-        await third.keep()
+        folder.objects = objects
+        folder.restarted()
+        assert not await folder.claim()
+        await folder.keep()
         with pytest.raises(Owned):
             await again.keep()
 
@@ -115,11 +152,33 @@ def test_until_it_has_caught_up_it_is_behind(tmp_path: Path) -> None:
         first = owner(objects, "a", time)
         await first.claim()
         await first.leave()
-        assert await owner(objects, "b", time).claim()
-        again = owner(objects, "b", time)  # killed before it was done
-        assert await again.claim()
-        await again.caught_up()
-        assert not await owner(objects, "b", time).claim()
+        second = owner(objects, "b", time)
+        assert await second.claim()
+        second.restarted()  # killed before it was done
+        assert await second.claim()
+        await second.caught_up()
+        second.restarted()
+        assert not await second.claim()
+
+    run(test())
+
+
+def test_a_catalogue_from_a_backup_is_behind(tmp_path: Path) -> None:
+    async def test() -> None:
+        objects, time = FolderObjects(tmp_path), Time()
+        folder = owner(objects, "a", time)
+        await folder.claim()
+        backup = folder.turn
+        time.now += RENEW_S
+        await folder.keep()
+        await folder.leave()
+        folder.restarted()
+        folder.turn, last = backup, folder.turn
+        assert await folder.claim()
+        assert folder.turn > last
+        await folder.caught_up()
+        folder.restarted()
+        assert not await folder.claim()
 
     run(test())
 
@@ -143,12 +202,14 @@ def test_a_mark_is_renewed_seldom_and_comes_back(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_mark_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+def test_a_mark_that_makes_no_sense_is_waited_for(tmp_path: Path) -> None:
     async def test() -> None:
-        objects = FolderObjects(tmp_path)
+        objects, time = FolderObjects(tmp_path), Time()
         await objects.put_bytes(OWNER, b"?")
-        with pytest.raises(ObjectsUnavailable, match=OWNER):
-            await owner(objects, "a", Time()).claim()
+        mine = owner(objects, "a", time)
+        await refused(mine)
+        time.now += STALE_S
+        assert await mine.claim()
 
     run(test())
 
