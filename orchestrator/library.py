@@ -216,6 +216,7 @@ class Library:
                 fresh = await self._shelf.fresh()
                 if not self._catalog.kept:  # else documents would be acknowledged, and unknown after the next start
                     raise CatalogError(f"{self._catalog.error}; mend that and start the service anew")
+                await self._objects.check()  # makes a missing bucket
                 behind = await self._ownership.claim(await self._shelf.turn())
                 if fresh or behind:
                     self._availability.rebuilding()
