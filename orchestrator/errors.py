@@ -65,6 +65,14 @@ class ObjectsUnavailable(OrchestratorError):
     """The object store did not do what it was asked: what it holds is unknown. The message says what to do."""
 
 
+class IndexUnavailable(OrchestratorError):
+    """The index of a vector store did not do what it was asked. It may go better once it is opened again."""
+
+
+class MachineRefused(OrchestratorError):
+    """The operating system refused what it may grant later: a full disk, too many open files."""
+
+
 class Unreadable(OrchestratorError):
     """A document can't be read, now or ever; the message is one sentence. `code` is OpenAI's."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import IndexUnavailable
 from storage.seals import crc32_of, refused
 
 VERSION = "2"
@@ -23,7 +23,7 @@ TAIL_BYTES = 8
 """What ends each file: the length of its footer, and `FOOTER_MAGIC`, both little endian."""
 
 
-class LexicalError(OrchestratorError):
+class LexicalError(IndexUnavailable):
     """The index did not do what it was asked; a change was not made."""
 
 

@@ -23,7 +23,7 @@ import structlog
 from orchestrator.crash import crash_point
 from orchestrator.documents.model import Chunk, Hit
 from orchestrator.documents.ports import Indexed
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import IndexUnavailable, OrchestratorError
 from storage.seals import Seals
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _STORE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 log = structlog.get_logger()
 
 
-class IndexClosed(OrchestratorError):
+class IndexClosed(IndexUnavailable):
     """The index was let go or discarded; open it again."""
 
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from orchestrator.crash import crash_point
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import IndexUnavailable
 from storage import vector_scan as scan
 from storage.seals import Seals, Stamp, crc32_of, refused, stamp_of
 
@@ -32,7 +32,7 @@ RECORD = np.dtype([("entry", "<i8"), ("rows", "<i8")])
 """One change: the next `rows` rows are those of `entry`, whatever it had before; `GONE`: it has none and is not in."""
 
 
-class VectorsError(OrchestratorError):
+class VectorsError(IndexUnavailable):
     """The index did not do what it was asked; a change was not made."""
 
 

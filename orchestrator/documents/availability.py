@@ -55,7 +55,7 @@ class Availability:
 
         async def guarded(request: Request, key: Key) -> Response:
             if self._catalog_fault:
-                message = "documents are not available yet; /health tells why"
+                message = "documents are not available now; /health tells why"
                 raise ApiError(503, message, code="storage_unavailable", headers={"retry-after": "5"})
             return await handler(request, key)
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.key import Key
 from orchestrator.documents.model import Order, Page
-from orchestrator.errors import ApiError, NotFound, ObjectsUnavailable, OrchestratorError
+from orchestrator.errors import ApiError, IndexUnavailable, NotFound, ObjectsUnavailable, OrchestratorError
 from orchestrator.model import Scope
 from orchestrator.reader import ClientGone, read_body
 
@@ -76,7 +76,13 @@ def _chosen(methods: Mapping[str, Endpoint], keys: KeyRing) -> Callable[[Request
 
 def _unavailable(error: OrchestratorError) -> ApiError:
     """What it says is for the log alone: it may name hosts and folders."""
-    what = "the object store" if isinstance(error, ObjectsUnavailable) else "the catalogue"
+    match error:
+        case ObjectsUnavailable():
+            what = "the object store"
+        case IndexUnavailable():
+            what = "the store's index"
+        case _:
+            what = "the catalogue"
     message = f"{what} is not available now; try again in a moment"
     return ApiError(503, message, code="storage_unavailable", headers={"retry-after": str(RETRY_AFTER_S)})
 

@@ -33,6 +33,7 @@ from orchestrator.documents.threads import finished
 from orchestrator.errors import (
     EmbedderFailed,
     EmbedderUnavailable,
+    MachineRefused,
     NotFound,
     ObjectsUnavailable,
     OrchestratorError,
@@ -203,6 +204,8 @@ class Ingest:
             await self._fail(file, LastError(code="server_error", message="the file's content is not there any more"))
         except OrchestratorError as error:
             self._postpone(file, error)
+        except OSError as error:
+            self._postpone(file, MachineRefused(f"the machine refuses: {error.strerror or type(error).__name__}"))
         except Exception as error:
             log.error("ingest_bug", entry=file.entry, kind=type(error).__name__, exc_info=error)
             await self._fail(file, LastError(code="server_error", message="the orchestrator failed; see its log"))

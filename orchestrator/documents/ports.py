@@ -248,7 +248,8 @@ class Extractor(Protocol):
     async def read(self, source: Source, chunking: Chunking, *, piece_tokens_max: int) -> Passages:
         """The document in chunks. Takes seconds; the event loop goes on.
 
-        Raises `errors.Unreadable` for a document that can't be read: broken, too large, too slow, of no known kind.
+        Raises `errors.Unreadable` for a document that can't be read: broken, too large, too slow, of no known kind;
+        and `errors.MachineRefused` or `OSError` where the machine is at fault.
         """
 
 

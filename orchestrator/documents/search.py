@@ -14,7 +14,7 @@ from orchestrator.documents.ports import Embedder, Index, Shelves
 from orchestrator.documents.relevance import UNRELATED, best_piece, descending, floor_of
 from orchestrator.documents.roster import Roster
 from orchestrator.documents.store_fields import Asked
-from orchestrator.errors import EmbedderFailed, EmbedderUnavailable, OrchestratorError
+from orchestrator.errors import EmbedderFailed, EmbedderUnavailable, IndexUnavailable, OrchestratorError
 
 if TYPE_CHECKING:
     from orchestrator.documents.ports import Vectors
@@ -131,11 +131,17 @@ class Search:
 
         Without the embedder, or while it starts, words alone decide; `Found.notice` says so.
         """
+        try:
+            return await self._search(store, asked)
+        except IndexUnavailable:  # opened again it is whole, or new, and is filled
+            return await self._search(store, asked)
+
+    async def _search(self, store: VectorStore, asked: Asked) -> Found:
         queries, notice = await self._rewritten(asked)
         roster = await self._roster.of(store.id)
         index = await asyncio.to_thread(self._shelves.open, store.id, store.embedder, store.dimension)
         held = await asyncio.to_thread(index.entries)
-        if len(held) < len(roster):  # it was damaged, or removed
+        if roster.keys() - held:  # it was damaged, or removed
             self._lacking(store.id)
             notice = Notice(text="some files are not found: they are being put into the index again")
         allowed = await asyncio.to_thread(_allowed, held, dict(roster), asked)

@@ -20,7 +20,7 @@ from orchestrator.documents.model import Chunking, Passages
 from orchestrator.documents.passages import PASSAGES_BYTES_MAX, PassagesDamaged, decode
 from orchestrator.documents.ports import Source
 from orchestrator.documents.threads import finished
-from orchestrator.errors import Unreadable
+from orchestrator.errors import MachineRefused, Unreadable
 from storage.extract import formats, worker
 from storage.extract.warm import Ended, Warm, WarmGone
 
@@ -115,14 +115,16 @@ class LimitedReader:
                 if self._warm is warm:
                     self._warm = None
                 await asyncio.to_thread(warm.close)
-        raise Unreadable("could not be read: its reader could not be kept running", code="server_error")
+        raise MachineRefused("the process that reads documents could not be kept running")
 
     def _passages(self, ended: Ended) -> Passages:
-        """What the worker found. Blocks; raises `Unreadable`."""
+        """What the worker found. Blocks; raises `Unreadable`, and `MachineRefused`."""
         said = b"".join(ended.answer)
         kind, answer = said[:1], said[1:]
         if ended.code == 0 and kind == worker.FAILURE:
             failure: worker.Failure = json.loads(answer)
+            if failure["code"] == worker.NO_ROOM:
+                raise MachineRefused(failure["message"])
             raise Unreadable(failure["message"], code=failure["code"])
         if ended.code != 0 or kind != worker.PASSAGES:
             raise self._died(ended)

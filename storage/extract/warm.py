@@ -55,7 +55,7 @@ class Warm:
 
     def __init__(self, tokenizer: Path | None) -> None:
         """Start it; it warms up on its own. Blocks for a millisecond or two, on the thread whose end is to be its
-        own."""
+        own. Raises `OSError` where the machine has no room for it."""
         setup: server.Setup = {
             "modules": [str(ROOT), *(place for place in sys.path if place and Path(place).is_absolute())],
             "parent": os.getpid(),
@@ -76,19 +76,20 @@ class Warm:
         self._end = weakref.finalize(self, _end, process, self._requests)
 
     def fork(self) -> Fork:
-        """Another one. Raises `WarmGone`."""
-        pairs = [socket.socketpair() for _ in range(server.SOCKETS)]
-        theirs = [pair[1] for pair in pairs]
-        try:
-            socket.send_fds(self._requests, [b"."], [each.fileno() for each in theirs])
-        except OSError as error:
-            for pair in pairs:
-                pair[0].close()
-            raise WarmGone("it takes no more documents") from error
-        finally:
-            for each in theirs:
-                each.close()
-        return Fork(self, *(pair[0] for pair in pairs))
+        """Another one. Raises `WarmGone`, and `OSError` where there are no sockets to be had."""
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            pairs: list[tuple[socket.socket, socket.socket]] = []
+            for _ in range(server.SOCKETS):
+                mine, other = socket.socketpair()
+                ours.enter_context(mine)
+                theirs.enter_context(other)
+                pairs.append((mine, other))
+            try:
+                socket.send_fds(self._requests, [b"."], [other.fileno() for _, other in pairs])
+            except OSError as error:
+                raise WarmGone("it takes no more documents") from error
+            ours.pop_all()  # they are the fork's from now on
+        return Fork(self, *(mine for mine, _ in pairs))
 
     def close(self) -> None:
         """End it and its forks. Blocks for a millisecond; again is fine."""

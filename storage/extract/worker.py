@@ -26,6 +26,10 @@ from storage.extract.tokens import Offsets
 
 PASSAGES = b"P"
 FAILURE = b"F"
+NO_ROOM = "no_room"
+"""The code of a failure that is not the document's: the temporary folder is full."""
+ROOM_BYTES_MIN = 16 * 2**20
+"""kreuzberg unpacks its PDF library, 7 MB, there, and calls a PDF broken where it can't."""
 OPEN_FILES_MAX = 64
 FILE_BYTES_MAX = 64 * 2**20
 """kreuzberg unpacks its PDF library, 7 MB, into the temporary folder, which is gone afterwards."""
@@ -64,11 +68,11 @@ class Failure(TypedDict):
 def main(parent: int, offsets: Offsets) -> NoReturn:
     """Read the job, do it, write the answer. `parent` is the process that was forked, `offsets` the tokens to count."""
     job: Job = json.loads(sys.stdin.buffer.read())
-    _confine(job, parent)
     try:
+        _confine(job, parent)
         answer = PASSAGES + encode(read(job, offsets))
     except BaseException as error:  # a parser in Rust panics with what is no Exception
-        answer = FAILURE + json.dumps(_failure(error, job)).encode()
+        answer = FAILURE + json.dumps(failure(error, job)).encode()
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
     os._exit(0)  # nothing is left to be tidied
@@ -139,8 +143,10 @@ def _too_much_text(bytes_max: int) -> Exception:
     return Unreadable(f"holds more than {bytes_max // 2**20} MiB of text")
 
 
-def _failure(error: BaseException, job: Job) -> Failure:
+def failure(error: BaseException, job: Job) -> Failure:
     """What a client may know of it: never a parser's own words, which can hold the document's."""
+    if _no_room(job):
+        return {"code": NO_ROOM, "message": "the temporary folder is full"}
     if isinstance(error, Unreadable):
         return {"code": error.code, "message": str(error)}
     if isinstance(error, MemoryError):
@@ -148,6 +154,11 @@ def _failure(error: BaseException, job: Job) -> Failure:
     if isinstance(error, RecursionError):
         return {"code": "invalid_file", "message": "is nested too deeply"}
     return {"code": "server_error", "message": f"made its reader fail: {type(error).__name__}"}
+
+
+def _no_room(job: Job) -> bool:
+    found = os.statvfs(Path(job["folder"]).parent)
+    return found.f_bavail * found.f_frsize < ROOM_BYTES_MIN
 
 
 def too_large(memory_bytes_max: int) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
@@ -21,8 +22,8 @@ import pytest
 from orchestrator.documents.model import Chunk, Chunking, Passages, Piece, Place
 from orchestrator.documents.passages import PassagesDamaged, decode, encode
 from orchestrator.documents.ports import Source
-from orchestrator.errors import Unreadable
-from storage.extract import server
+from orchestrator.errors import MachineRefused, Unreadable
+from storage.extract import server, worker
 from storage.extract.reader import LimitedReader
 from storage.extract.source_text import read_text
 from tests.storage import documents
@@ -303,6 +304,14 @@ def test_too_much_memory(folder: Path) -> None:
     assert (code, message) == ("invalid_file", "needs more than 0.0976562 GiB of memory to be read")
 
 
+def test_a_full_temporary_folder_is_not_the_documents_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = cast(worker.Job, {"folder": str(tmp_path / "gone"), "memory_bytes_max": 1})
+    broken = Unreadable("is a broken PDF file")
+    assert worker.failure(broken, job)["code"] == "invalid_file"
+    monkeypatch.setattr(worker, "ROOM_BYTES_MIN", 2**62)
+    assert worker.failure(broken, job)["code"] == worker.NO_ROOM
+
+
 def test_too_much_text(folder: Path) -> None:
     limited = reader(text=2**20)
     for name, data in (
@@ -327,7 +336,7 @@ def test_without_the_extra_the_remedy_is_named(folder: Path, tmp_path: Path, mon
 
 PROBE = """
 import json, os, resource, sys
-from orchestrator.errors import Unreadable
+from orchestrator.errors import MachineRefused, Unreadable
 
 def told(**_):
     raise Unreadable(json.dumps({
@@ -453,9 +462,8 @@ def test_a_document_outlives_the_warm_process(folder: Path) -> None:
 
     with closing(reader()) as by:
         assert asyncio.run(survived(by, 1)).chunks
-        with pytest.raises(Unreadable, match="could not be kept running") as caught:
+        with pytest.raises(MachineRefused, match="could not be kept running"):
             asyncio.run(survived(by, 2))
-        assert caught.value.code == "server_error"
 
 
 def _replaced(process: psutil.Process, task: asyncio.Task[Passages]) -> bool:
