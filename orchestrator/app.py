@@ -1,4 +1,5 @@
-"""Where the parts are wired: the only module beside the command line that names a runtime or a store."""
+"""Where the parts are wired. The wiring is `app`, `parts`, `library` and `embedder_choice`: they and the command line
+alone name runtimes and stores."""
 
 from __future__ import annotations
 

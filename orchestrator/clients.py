@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from orchestrator.access.auth import KeyRing
@@ -45,5 +46,4 @@ class Clients:
 
     async def aclose(self) -> None:
         """Close them all."""
-        for client in self._made:
-            await client.aclose()
+        await asyncio.gather(*(client.aclose() for client in self._made))

@@ -1,4 +1,4 @@
-"""Which embedders a configuration asks for. With `app`, `library` and `parts` the only module that names a store."""
+"""Which embedders a configuration asks for. Part of the wiring, see `app`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where documents are wired: files, uploads and vector stores over the object store, the catalogue and the indexes.
 
-With `app` and `parts` the only module that names a store.
+Part of the wiring, see `app`.
 """
 
 from __future__ import annotations

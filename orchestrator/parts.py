@@ -1,4 +1,4 @@
-"""Which runtime, stores and engines a configuration asks for. With `app` the only module that names them."""
+"""Which runtime, stores and engines a configuration asks for. Part of the wiring, see `app`."""
 
 from __future__ import annotations
 

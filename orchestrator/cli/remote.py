@@ -130,7 +130,7 @@ def where(url: str | None, config: Path | None) -> tuple[str, str | None]:
         server = load(config).server
         host = f"[{server.host}]" if ":" in server.host else server.host
         found = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{server.port}"
-    return found.rstrip("/"), os.environ.get("ORCHESTRATOR_API_KEY")
+    return found.rstrip("/").removesuffix("/v1"), os.environ.get("ORCHESTRATOR_API_KEY")
 
 
 def ps(remote: Remote, *, as_json: bool) -> None:
