@@ -216,8 +216,7 @@ class Library:
                 fresh = await self._shelf.fresh()
                 if not self._catalog.kept:  # else documents would be acknowledged, and unknown after the next start
                     raise CatalogError(f"{self._catalog.error}; mend that and start the service anew")
-                await self._objects.check()  # makes a missing bucket
-                behind = await self._ownership.claim(await self._shelf.turn())
+                behind = await self._claimed()
                 if fresh or behind:
                     self._availability.rebuilding()
                     await rebuild(self._objects, self._shelf)
@@ -228,6 +227,15 @@ class Library:
                 log.warning("documents_not_restored", error=str(error))
                 await asyncio.sleep(RESTORE_RETRY_S)
         self._availability.whole()
+
+    async def _claimed(self) -> bool:
+        """See `Ownership.claim`; in a bucket that is made if it is missing."""
+        turn = await self._shelf.turn()
+        try:
+            return await self._ownership.claim(turn)
+        except ObjectsUnavailable:
+            await self._objects.check()
+            return await self._ownership.claim(turn)
 
     async def _watch(self) -> None:
         """Ask the object store whether it is there."""
