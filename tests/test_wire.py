@@ -12,6 +12,9 @@ from orchestrator.errors import ApiError
 from orchestrator.reader import Peek, peek, peek_multipart, with_stream_default
 from orchestrator.wire import normal_error, request_head, response_headers
 
+RAW = ("stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n")
+"""What is read of a body and not judged."""
+
 
 @pytest.mark.parametrize(
     ("status", "body", "message", "kind", "code"),
@@ -75,7 +78,16 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=5), st.text(min_size=1))
 def test_whatever_json_reads_we_read(extra: dict[str, object], model: str) -> None:
     body = json.dumps({**extra, "stream": True, "model": model}).encode()
-    assert peek(body) == Peek(model=model, stream=True)
+    found = peek(body)
+    assert (found.model, found.stream) == (model, True)
+    for name in set(extra) & set(RAW):
+        assert json.loads(bytes(getattr(found, name))) == extra[name]
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_what_is_left_to_the_engine_stands_as_it_came(name: str) -> None:
+    assert bytes(getattr(peek(json.dumps({"model": "a", name: None}).encode()), name)) == b"null"
+    assert bytes(getattr(peek(b'{"model": "a"}'), name)) == b""
 
 
 def test_stream_default_is_put_in_without_touching_the_rest() -> None:

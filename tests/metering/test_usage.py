@@ -232,7 +232,7 @@ async def _load(running: Service, requests: int) -> None:
         body = ask("m", f"number {number} " + "word " * dice.randrange(12), stream=streamed, **options)
         async with gate:
             if kind == 19:
-                await asyncio.to_thread(_cut, running, {**body, "user": "slow:0.2"}, dice.randrange(1, 5))
+                await asyncio.to_thread(_cut, running, {**body, "user": "slow:0.3"}, dice.randrange(1, 5))
             elif kind == 18:
                 await caller.post(CHAT, content=b'{"model": "m", ', headers=headers)
             else:
