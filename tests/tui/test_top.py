@@ -146,7 +146,7 @@ def test_filter_sort_and_views() -> None:
         await pilot.press("question_mark")
         await shows(pilot, "drain and stop it; asks first")
         await pilot.press("escape")
-        assert "asks first" not in screen(pilot.app)  # type: ignore[arg-type]
+        assert "asks first" not in screen(pilot.app)  # type: ignore[arg-type]  # the pilot does not know its app
 
     drive(board, steps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 import psutil
-import pytest
 
+from tests.missing import missing
 from tests.stub import until
 
 TMUX = shutil.which("tmux")
@@ -92,9 +91,7 @@ class Terminal:
 def terminal(folder: Path, *args: str, size: tuple[int, int] = (80, 24), **environ: str) -> Iterator[Terminal]:
     """``orchestrator ARGS`` in a terminal; its state and configuration in `folder`."""
     if TMUX is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("tmux is missing")
-        pytest.skip("tmux is missing: apt-get install tmux")
+        missing("tmux is missing: apt-get install tmux")
     told = MappingProxyType({"XDG_STATE_HOME": str(folder / "state"), "LANG": "C.UTF-8", **environ})
     found = Terminal(folder / "tmux", (sys.executable, "-m", "orchestrator", *args), size, told)
     try:

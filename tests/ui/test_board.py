@@ -37,7 +37,7 @@ class Stage:
         self.parts: Scene = {"a": Part("t", {"n": 0}), "b": Part("t", {"n": 0})}
         self.paper = Paper()
         self.looks = 0
-        self.board = Board(self.paper, {"page": self._paint})  # type: ignore[arg-type]
+        self.board = Board(self.paper, {"page": self._paint})  # type: ignore[arg-type]  # paper stands for pages
 
     def set(self, id: str, n: int) -> None:
         self.parts = {**self.parts, id: Part("t", {"n": n})}
@@ -130,7 +130,7 @@ def test_nothing_is_drawn_when_nobody_looks() -> None:
     async def scene(stage: Stage) -> None:
         stream = stage.look()
         await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()  # type: ignore[attr-defined]  # a generator, which its type does not tell
         looks = stage.looks
         stage.set("a", 1)
         await asyncio.sleep(2 * PAINT_S_MIN)  # that nothing happens can only be waited for
@@ -180,7 +180,7 @@ class Past:
 
 def test_the_history_is_read_after_changes_only() -> None:
     now, past = 100.0, Past()
-    recent = Recent(past, lambda: now)  # type: ignore[arg-type]
+    recent = Recent(past, lambda: now)  # type: ignore[arg-type]  # of a plane, its history alone
 
     def read(times: int) -> int:
         for _ in range(times):
