@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -298,15 +298,11 @@ class Service:
         self._runtime.watch(self._wakeup.set)
         if self._parts.images is not None:
             await self._parts.images.find({d.image for d in self._reconciler.deployments.values()})
-        self._loop_task = asyncio.create_task(self._reconciler.run(started), name="reconcile")
-        self._loop_task.add_done_callback(_die_with)
-        documents = asyncio.create_task(self._library.run(), name="documents")
-        documents.add_done_callback(_die_with)
-        dashboard = asyncio.create_task(self._dashboard.run(), name="dashboard")
-        dashboard.add_done_callback(_die_with)
+        self._loop_task = _kept(self._reconciler.run(started), "reconcile")
+        documents = _kept(self._library.run(), "documents")
+        dashboard = _kept(self._dashboard.run(), "dashboard")
         await self._usage.begin()
-        usage = asyncio.create_task(self._usage.run(), name="usage")
-        usage.add_done_callback(_die_with)
+        usage = _kept(self._usage.run(), "usage")
         scheduler = self._scheduler()
         try:
             await started.wait()
@@ -316,10 +312,7 @@ class Service:
             scheduler.shutdown(wait=False)
             self.drain()
             for task in (dashboard, documents, self._loop_task):
-                task.remove_done_callback(_die_with)
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await _ended(task)
             if self.settings.runtime.on_exit == "stop":
                 await self._reconciler.stop_all(grace_s=STOP_GRACE_S)
             await self._parts.weights.aclose()
@@ -328,10 +321,7 @@ class Service:
             self._runtime.close()
             self._parts.gpu_reader.close()
             await self._library.aclose()
-            usage.remove_done_callback(_die_with)
-            usage.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await usage
+            await _ended(usage)
             await self._usage.flush()
             await asyncio.to_thread(self._catalog.close)
             self._lock.release()
@@ -381,6 +371,21 @@ class Service:
 
 def _check(ok: bool, detail: str) -> dict[str, Any]:
     return {"ok": ok, "detail": detail}
+
+
+def _kept(loop: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+    """One of the loops that the service can't be without."""
+    task = asyncio.create_task(loop, name=name)
+    task.add_done_callback(_die_with)
+    return task
+
+
+async def _ended(loop: asyncio.Task[None]) -> None:
+    """End one in good order."""
+    loop.remove_done_callback(_die_with)
+    loop.cancel()
+    with contextlib.suppress(asyncio.CancelledError):  # which is what it was told
+        await loop
 
 
 def _die_with(task: asyncio.Task[None]) -> None:

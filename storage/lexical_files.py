@@ -57,7 +57,7 @@ def faults(kind: type[LexicalError], message: str) -> Iterator[None]:
         yield
     except (ValueError, OSError, msgspec.DecodeError) as error:
         raise (LexicalError if refused(error) else kind)(f"{message}: {error}") from error
-    except BaseException as error:
+    except BaseException as error:  # of all that is no Exception, a panic alone is taken
         if type(error).__name__ != "PanicException":
             raise
         raise (LexicalError if refused(error) else kind)(f"{message}: {error}") from None

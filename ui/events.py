@@ -100,7 +100,7 @@ class Board:
             try:
                 async with asyncio.timeout(PAINT_S - PAINT_S_MIN):
                     await self._changed.wait()
-            except TimeoutError:
+            except TimeoutError:  # nothing has changed at once; it is time to look
                 pass
 
     async def stream(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-from orchestrator.cli.remote import TIMEOUT_S, Lost, error_of
+from orchestrator.cli.remote import TIMEOUT_S, error_of, explained
 from orchestrator.errors import OrchestratorError
 
 SILENCE_S = 60.0
@@ -63,7 +62,7 @@ class Live:
         come for `silence_s`, the answer is taken for broken."""
         kept = b""
         timeout = httpx.Timeout(TIMEOUT_S, read=silence_s)
-        with self._told():
+        with explained(self.url):
             async with self._client.stream(method, path, json=body, headers=headers, timeout=timeout) as answer:
                 if answer.status_code >= 400:
                     await answer.aread()
@@ -98,25 +97,11 @@ class Live:
                 data.append(value)
 
     async def _call(self, method: str, path: str) -> httpx.Response:
-        with self._told():
+        with explained(self.url):
             answer = await self._client.request(method, path)
         if answer.status_code >= 400:
             raise error_of(answer)
         return answer
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What goes wrong on the way, as a sentence."""
-        try:
-            yield
-        except (httpx.ConnectError, httpx.UnsupportedProtocol):
-            raise OrchestratorError(
-                f"no orchestrator answers at {self.url}; start it with `orchestrator serve`, or name it with --url"
-            ) from None
-        except httpx.TimeoutException:
-            raise OrchestratorError(f"the orchestrator at {self.url} did not answer in time") from None
-        except httpx.TransportError:
-            raise Lost(f"the connection to {self.url} broke off") from None
 
 
 def decoded(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -96,24 +97,31 @@ class Remote:
             raise Lost(f"the connection to {self.url} broke off") from None
 
     def _call(self, method: str, path: str, **how: Any) -> Any:
-        import httpx
-
-        try:
+        with explained(self.url):
             answer = self._client.request(method, path, **how)
-        except (httpx.ConnectError, httpx.UnsupportedProtocol):
-            raise OrchestratorError(
-                f"no orchestrator answers at {self.url}; start it with `orchestrator serve`, or name it with --url"
-            ) from None
-        except httpx.TimeoutException:
-            raise OrchestratorError(f"the orchestrator at {self.url} did not answer in time") from None
-        except httpx.TransportError:
-            raise Lost(f"the connection to {self.url} broke off") from None
         if answer.status_code >= 400:
             raise error_of(answer)
         try:
             return answer.json()
         except ValueError:
             raise OrchestratorError(f"what answers at {self.url} is no orchestrator") from None
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Iterator[None]:
+    """What goes wrong on the way to a service, as a sentence. Raises `OrchestratorError`, of which one is `Lost`."""
+    import httpx
+
+    try:
+        yield
+    except (httpx.ConnectError, httpx.UnsupportedProtocol):
+        raise OrchestratorError(
+            f"no orchestrator answers at {url}; start it with `orchestrator serve`, or name it with --url"
+        ) from None
+    except httpx.TimeoutException:
+        raise OrchestratorError(f"the orchestrator at {url} did not answer in time") from None
+    except httpx.TransportError:
+        raise Lost(f"the connection to {url} broke off") from None
 
 
 def connect(url: str | None, config: Path | None) -> Remote:

@@ -46,7 +46,7 @@ class Availability:
 
     async def begun(self, within_s: float) -> None:
         """Return once it is known whether the catalogue is whole, at most after `within_s`."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # then it says so itself when it is asked
             async with asyncio.timeout(within_s):
                 await self._begun.wait()
 

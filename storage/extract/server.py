@@ -111,7 +111,7 @@ class _Server:
                 os.dup2(given, standard)
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             self._read()
-        except BaseException:
+        except BaseException:  # told on the line to the parent, and by the exit code
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -124,20 +124,20 @@ class _Server:
 
     def _reap(self, ended: int) -> None:
         os.read(ended, WAKEUP_BYTES)
-        with contextlib.suppress(ChildProcessError):
+        with contextlib.suppress(ChildProcessError):  # none is left
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 process, status = found
                 line = self._lines.pop(process)
                 with contextlib.suppress(KeyError):  # it was cut
                     self._selector.unregister(line)
-                with contextlib.suppress(BrokenPipeError):
+                with contextlib.suppress(BrokenPipeError):  # nobody waits for its end any more
                     line.sendall(CODE.pack(os.waitstatus_to_exitcode(status)))
                 line.close()
 
 
 def _kill(process: int) -> None:
     """A fork that is not reaped; with its group, which it is too young to have at first."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and has been reaped
         os.killpg(process, signal.SIGKILL)
     os.kill(process, signal.SIGKILL)
 

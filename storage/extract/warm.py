@@ -166,7 +166,7 @@ class Fork:
         try:
             async with asyncio.timeout(END_S_MAX):
                 await self._ended()
-        except WarmGone:
+        except WarmGone:  # its forks went with it
             pass
         except TimeoutError:
             await asyncio.to_thread(self._warm.close)

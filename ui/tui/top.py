@@ -118,7 +118,7 @@ class TopApp(TerminalApp):
             try:
                 async with asyncio.timeout(wait_s):
                     await self._look.wait()
-            except TimeoutError:
+            except TimeoutError:  # nobody asked for a look; it is time for one
                 pass
 
     @work(exclusive=True, group="events")
