@@ -11,7 +11,7 @@ from orchestrator.model import Scope
 from ui import inside
 from ui.models import LOOK, Live
 from ui.pages import HOME, Page
-from ui.ports import Plane
+from ui.ports import Json, Plane
 from ui.routes import View
 
 STARTS_MAX = 100
@@ -49,16 +49,18 @@ class OperationsPages:
 
     async def _starts(self, request: Request, key: Key) -> Page:
         starts = await self._plane.starts(key, model=None, limit=STARTS_MAX)
-        live = await self._live("starts", "", key)
-        return Page(template="starts.html", title="Starts", data={"starts": starts}, more=live)
+        return await self._flow("starts", "Starts", {"starts": starts}, key)
 
     async def _gpus(self, request: Request, key: Key) -> Page:
-        live = await self._live("gpus", "", key)
-        return Page(template="gpus.html", title="GPUs", data={"gpus": self._plane.gpus(key)}, more=live)
+        return await self._flow("gpus", "GPUs", {"gpus": self._plane.gpus(key)}, key, look="flow gpus")
 
     async def _requests(self, request: Request, key: Key) -> Page:
-        live = await self._live("requests", "", key)
-        return Page(template="requests.html", title="Requests", data={"requests": self._request_rows(key)}, more=live)
+        return await self._flow("requests", "Requests", {"requests": self._request_rows(key)}, key)
+
+    async def _flow(self, name: str, title: str, data: Json, key: Key, *, look: str = "flow") -> Page:
+        """A page of moving parts and nothing else."""
+        live = await self._live(name, "", key)
+        return Page(template="flow.html", title=title, data=data, more={**live, "look": look})
 
     async def _logs(self, request: Request, key: Key) -> Page:
         engines = [

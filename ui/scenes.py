@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.access.key import Key
@@ -85,16 +85,11 @@ class Scenes:
 
     async def _models(self, key: Key, subject: str) -> Scene:
         models = self._plane.models(key)
-        names = values.gpu_names(self._plane.gpus(key))
-        cards = {values.dom_id("m", model["id"]): self._card(model, names, key) for model in models}
-        return {"summary": Part("_summary.html", values.summary(models)), **cards}
+        return {"summary": Part("_summary.html", values.summary(models)), **self._cards(models, key)}
 
     async def _one_card(self, key: Key, subject: str) -> Scene:
         model = self._found(key, subject)
-        if model is None:
-            return {}
-        names = values.gpu_names(self._plane.gpus(key))
-        return {values.dom_id("m", subject): self._card(model, names, key)}
+        return {} if model is None else self._cards([model], key)
 
     async def _model(self, key: Key, subject: str) -> Scene:
         """One model: its card, the start under way or the last one, its engines, and its earlier starts."""
@@ -103,7 +98,7 @@ class Scenes:
             return {}
         starts = await self._recent.of(key, subject)
         return {
-            **await self._one_card(key, subject),
+            **self._cards([model], key),
             "start": Part("_start.html", _start(model, starts)),
             "replicas": Part("_replicas.html", {"replicas": [_engine(r, self._unix()) for r in model["replicas"]]}),
             "history": Part("_starts.html", {"starts": timeline.history(starts), "of_one": True}),
@@ -133,9 +128,11 @@ class Scenes:
     def _found(self, key: Key, name: str) -> Json | None:
         return next((model for model in self._plane.models(key) if model["id"] == name), None)
 
-    def _card(self, model: Json, names: dict[str, str], key: Key) -> Part:
-        card = values.model_card(model, names, self._unix())
-        return Part("_model.html", {**card, "admin": may(key), "chats": may(key, Scope.REALTIME)})
+    def _cards(self, models: Sequence[Json], key: Key) -> Scene:
+        names, now = values.gpu_names(self._plane.gpus(key)), self._unix()
+        rights = {"admin": may(key), "chats": may(key, Scope.REALTIME)}
+        cards = ((model["id"], values.model_card(model, names, now)) for model in models)
+        return {values.dom_id("m", id): Part("_model.html", {**card, **rights}) for id, card in cards}
 
 
 def _start(model: Json, starts: list[Json]) -> Json:

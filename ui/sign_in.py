@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from orchestrator.access.auth import KeyRing
-from orchestrator.access.sessions import SESSION_S, Sessions, digest_of
+from orchestrator.access.key import digest_of
+from orchestrator.access.sessions import SESSION_S, Sessions
 from orchestrator.errors import ApiError
 from orchestrator.model import Scope
 from orchestrator.reader import read_body

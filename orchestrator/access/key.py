@@ -54,7 +54,7 @@ class Keys:
 
         The look-up is by digest, so its time tells nothing of a secret; the comparison is constant-time.
         """
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = digest_of(secret)
         for known, key in self.by_digest.items():
             if hmac.compare_digest(known, digest):
                 return _in_force(key, now_unix)
@@ -64,6 +64,11 @@ class Keys:
         """The key whose secret has that digest; None when there is none, or it has expired."""
         key = self.by_digest.get(digest)
         return None if key is None else _in_force(key, now_unix)
+
+
+def digest_of(secret: str) -> str:
+    """Hex of its SHA-256, which is all that is kept of a secret."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _in_force(key: Key, now_unix: float) -> Key | None:

@@ -4,7 +4,6 @@ is made."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.access.key import Key, Keys
+from orchestrator.access.key import Key, Keys, digest_of
 from orchestrator.errors import ConfigError
 from orchestrator.metering.limits import NONE, Limits
 from orchestrator.model import Scope
@@ -73,7 +72,7 @@ def new_key(
     secret = SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     entry: dict[str, Any] = {
         "name": name,
-        "sha256": hashlib.sha256(secret.encode()).hexdigest(),
+        "sha256": digest_of(secret),
         "scopes": [str(scope) for scope in scopes],
     }
     if tenant is not None:
@@ -146,7 +145,7 @@ def _digest(path: Path, name: str, entry: Mapping[str, Any]) -> str:
     if "key" in entry:
         if digest is not None or not isinstance(plain, str) or not _SENDABLE.fullmatch(plain):
             raise ConfigError(f"{path}: key {name!r}: key is visible ASCII, and stands without sha256")
-        return hashlib.sha256(plain.encode()).hexdigest()
+        return digest_of(plain)
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
         raise ConfigError(f"{path}: key {name!r} needs sha256: 64 hex digits")
     return digest.lower()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.access.key import Key
+from orchestrator.access.key import Key, digest_of
 from orchestrator.model import Scope
 from orchestrator.upstream import Headers
 
@@ -90,8 +89,3 @@ class Sessions:
                 if (pair := pair.strip()).startswith(self._field):
                     return pair[len(self._field) :].decode("latin-1")
         return None
-
-
-def digest_of(secret: str) -> str:
-    """Hex of its SHA-256, as the key file keeps secrets."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import digest_of
 from orchestrator.access.key_file import new_key, revoke_key
-from orchestrator.access.sessions import LINK_S, SESSION_S, SESSIONS_MAX, Sessions, digest_of
+from orchestrator.access.sessions import LINK_S, SESSION_S, SESSIONS_MAX, Sessions
 from orchestrator.errors import ApiError
 from orchestrator.model import Scope
 from orchestrator.upstream import Headers
