@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,12 +22,15 @@ class Lag:
 
     @contextlib.asynccontextmanager
     async def measured(self) -> AsyncIterator[None]:
-        """While the block runs."""
+        """While the block runs. What was made before it is out of the collector's sight, as it is in the service
+        (`server.serve`): each of its full walks stops all threads for as long as there are objects."""
+        gc.freeze()
         meter = asyncio.create_task(self._measure())
         try:
             yield
         finally:
             meter.cancel()
+            gc.unfreeze()
 
     async def _measure(self) -> None:
         while True:
