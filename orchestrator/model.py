@@ -226,6 +226,20 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What one engine says of its own load. A replica without one is unknown, never idle."""
+
+    running: int
+    """Requests that it works on."""
+    waiting: int
+    """Requests that it has taken and not begun."""
+    kv_use: float | None
+    """The part of its KV cache in use, 0 … 1; None: it does not say."""
+    at: float
+    """When it said so, on the clock of `ports.Clock.monotonic`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Replica:
     """One engine as we follow it. `fleet.advance` makes each next one from the last and a sighting."""
 
@@ -305,6 +319,8 @@ class Sighting:
     weights: Mapping[str, Weights] = field(default_factory=dict)
     demand: Mapping[str, Demand] = field(default_factory=dict)
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    loads: Mapping[str, Load] = field(default_factory=dict)
+    """Replica id to its engine's load; absent: unknown, which is never zero."""
     gpus: tuple[Gpu, ...] | None = ()
     """None: not known yet."""
     places: tuple[str, ...] = ()
