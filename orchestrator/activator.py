@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.access.key import Key
+from orchestrator.balance.lane import Lane
 from orchestrator.eta import Expected, remaining_s
 from orchestrator.gpu import Wait
 from orchestrator.hold import Line, Turn
-from orchestrator.model import Backoff, Demand, Deployment, Phase, Replica, Track, Traffic, Weights
-from orchestrator.upstream import Pool
+from orchestrator.model import Backoff, Demand, Deployment, Phase, Replica, Track, Weights
 
 DROPPED_S = 1.0
 """Long enough for the loop to see that the engine is gone; if it is not, its lane is back after this."""
@@ -24,44 +24,6 @@ DROPPED_S = 1.0
 
 KEY_SHARE = 4
 """A key alone may hold four fifths of `held_max`; two, four ninths each."""
-
-
-class Lane:
-    """The way to one ready replica, and the count of what is on it."""
-
-    def __init__(self, replica: str, pool: Pool, *, gpus: int = 0) -> None:
-        self.replica = replica
-        self.pool = pool
-        self.gpus = gpus
-        self.in_flight = 0
-        self.last_byte_at: float | None = None
-        self._share_s = 0.0
-        self._share_at = 0.0
-
-    def enter(self, now: float) -> float:
-        """One more request is at it. Returns what `leave` wants to know."""
-        self._advance(now)
-        self.in_flight += 1
-        return self._share_s
-
-    def leave(self, now: float, since: float) -> float:
-        """One is done. Returns its GPU-seconds: at each moment, its part of the replica's among those in flight.
-
-        `_share_s` is what one request that is always there would have had: the virtual time of processor sharing.
-        """
-        self._advance(now)
-        self.in_flight -= 1
-        self.last_byte_at = now
-        return (self._share_s - since) * self.gpus
-
-    def _advance(self, now: float) -> None:
-        if self.in_flight:
-            self._share_s += (now - self._share_at) / self.in_flight
-        self._share_at = now
-
-    def traffic(self) -> Traffic:
-        """The counts as the loop reads them."""
-        return Traffic(in_flight=self.in_flight, last_byte_at=self.last_byte_at)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

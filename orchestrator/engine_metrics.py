@@ -17,7 +17,8 @@ from starlette.routing import Route as HttpRoute
 from orchestrator import wire
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.key import Key
-from orchestrator.activator import Activator, Lane, Route
+from orchestrator.activator import Activator, Route
+from orchestrator.balance.lane import Lane
 from orchestrator.errors import ApiError
 from orchestrator.json_response import Json
 from orchestrator.model import Scope

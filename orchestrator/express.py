@@ -15,7 +15,8 @@ from uvicorn._types import HTTPScope
 from orchestrator import wire
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.browsers import by_browser
-from orchestrator.activator import Activator, Lane
+from orchestrator.activator import Activator
+from orchestrator.balance.lane import Lane
 from orchestrator.errors import ApiError
 from orchestrator.guard import GuardedProtocol
 from orchestrator.hold import Turn

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
 from orchestrator.access.auth import KeyRing
-from orchestrator.activator import Activator, Lane, Route
+from orchestrator.activator import Activator, Route
+from orchestrator.balance.lane import Lane
 from orchestrator.errors import ApiError
 from orchestrator.hold import Turn
 from orchestrator.metering.gate import fields_of

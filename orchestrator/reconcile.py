@@ -17,7 +17,8 @@ import structlog
 
 from orchestrator import fleet as step
 from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
-from orchestrator.activator import Activator, Lane, Route
+from orchestrator.activator import Activator, Route
+from orchestrator.balance.lane import Lane
 from orchestrator.decide import ORPHAN_GRACE_S, decide, waits, wanted
 from orchestrator.effects import GRACE_S_DEFAULT, Effects
 from orchestrator.errors import RuntimeUnavailable

@@ -9,7 +9,7 @@ from time import perf_counter
 import msgspec
 
 from orchestrator.access.key import Key
-from orchestrator.activator import Lane
+from orchestrator.balance.lane import Lane
 from orchestrator.errors import ApiError
 from orchestrator.metering import stream_usage
 from orchestrator.metering.gate import Gate, Leave

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from orchestrator.activator import Lane
+from orchestrator.balance.lane import Lane
 from orchestrator.errors import OrchestratorError
 from orchestrator.metering import usage
 from orchestrator.metering.gate import Gate
