@@ -12,8 +12,8 @@ from orchestrator.actions import Launch, Pull, Sleep, Stop, Wake
 from orchestrator.errors import LaunchFailed, OrchestratorError, PreflightFailed, WeightsError
 from orchestrator.gpu import Grant
 from orchestrator.metrics import Metrics
-from orchestrator.model import Deployment, EngineKind, Fleet, LaunchSpec, Replica
-from orchestrator.ports import Engine, Runtime, WeightsStore
+from orchestrator.model import Deployment, EngineKind, Fleet, Replica
+from orchestrator.ports import Engine, LaunchSpec, Runtime, WeightsStore
 
 EFFECTS_MAX = 64
 """Under way at once; what does not fit is decided again."""

@@ -145,26 +145,6 @@ class Instance:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LaunchSpec:
-    """All a runtime needs to start one replica. `id` is the idempotency key."""
-
-    id: str
-    model: str
-    spec: str
-    argv: tuple[str, ...]
-    """May hold ``{host}`` and ``{port}``, which the runtime fills in."""
-    env: tuple[tuple[str, str], ...] = ()
-    image: str = ""
-    """What it runs in, where it runs in a container."""
-    weights: str | None = None
-    """The folder of the weights, for it to read."""
-    host: str = ""
-    gpus: tuple[str, ...] = ()
-    gpu_bytes: int = 0
-    """As `Instance.gpu_bytes`; part of what is listed later, the engine is told by its arguments."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """What an engine's log says about its start so far."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.gpu import Gpu, Grant, ModelShape
 from orchestrator.metering.usage import Counts, Place, Query
-from orchestrator.model import Deployment, Instance, LaunchSpec, Progress, StartRecord, Weights
+from orchestrator.model import Deployment, Instance, Progress, StartRecord, Weights
 
 
 class Clock(Protocol):
@@ -18,6 +19,26 @@ class Clock(Protocol):
 
     def unix(self) -> float:
         """Seconds since 1970; may step; for people and records only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchSpec:
+    """All a runtime needs to start one replica. `id` is the idempotency key."""
+
+    id: str
+    model: str
+    spec: str
+    argv: tuple[str, ...]
+    """May hold ``{host}`` and ``{port}``, which the runtime fills in."""
+    env: tuple[tuple[str, str], ...] = ()
+    image: str = ""
+    """What it runs in, where it runs in a container."""
+    weights: str | None = None
+    """The folder of the weights, for it to read."""
+    host: str = ""
+    gpus: tuple[str, ...] = ()
+    gpu_bytes: int = 0
+    """As `Instance.gpu_bytes`; part of what is listed later, the engine is told by its arguments."""
 
 
 class Runtime(Protocol):

@@ -12,8 +12,8 @@ from enum import Enum, auto
 
 from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
 from orchestrator.gpu import Gpu
-from orchestrator.model import Instance, InstanceState, LaunchSpec
-from orchestrator.ports import Clock
+from orchestrator.model import Instance, InstanceState
+from orchestrator.ports import Clock, LaunchSpec
 
 
 class LaunchFault(Enum):

@@ -26,7 +26,8 @@ from typing import ParamSpec, TypeVar
 from orchestrator.crash import crash_point
 from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
 from orchestrator.gpu import Gpu
-from orchestrator.model import Instance, InstanceState, LaunchSpec
+from orchestrator.model import Instance, InstanceState
+from orchestrator.ports import LaunchSpec
 from runtimes import process_table as table
 from runtimes.gpu_watch import GpuSource, NoGpus
 from runtimes.kept_logs import is_name

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.model import Instance, InstanceState, LaunchSpec
+from orchestrator.model import Instance, InstanceState
+from orchestrator.ports import LaunchSpec
 from runtimes.kept_logs import is_name
 
 INSTANCE, MODEL, REPLICA, SPEC = (f"orchestrator.{name}" for name in ("instance", "model", "replica", "spec"))

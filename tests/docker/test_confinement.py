@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from orchestrator.access.key_file import new_key
-from orchestrator.model import Instance, InstanceState, LaunchSpec, Scope
+from orchestrator.model import Instance, InstanceState, Scope
+from orchestrator.ports import LaunchSpec
 from runtimes.docker.container import PORT, Options
 from runtimes.docker.host import Address
 from runtimes.docker.runtime import DockerRuntime

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from orchestrator.errors import LaunchFailed, NotFound
-from orchestrator.model import Instance, InstanceState, LaunchSpec
-from orchestrator.ports import Runtime
+from orchestrator.model import Instance, InstanceState
+from orchestrator.ports import LaunchSpec, Runtime
 from runtimes.fake import FakeRuntime, LaunchFault
 from runtimes.process import ProcessRuntime
 from tests.stub import STUB

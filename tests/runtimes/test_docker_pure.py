@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from docker.errors import APIError
 
-from orchestrator.model import InstanceState, LaunchSpec
+from orchestrator.model import InstanceState
+from orchestrator.ports import LaunchSpec
 from runtimes.docker import container, paths, probe
 from runtimes.docker.container import Mount, Options
 from runtimes.docker.images import RATE_WINDOW_S, Layers

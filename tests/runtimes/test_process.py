@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from orchestrator.errors import LaunchFailed, RuntimeUnavailable
-from orchestrator.model import Instance, InstanceState, LaunchSpec
+from orchestrator.model import Instance, InstanceState
+from orchestrator.ports import LaunchSpec
 from runtimes import process as module
 from runtimes.process import HOST, ProcessRuntime, free_port, inherited
 from runtimes.process_table import INSTANCE_MARK, REPLICA_MARK, marks
@@ -36,7 +37,7 @@ STOP_POINTS = ("stop.before_signal", "stop.after_signal", "stop.before_clear")
 DRIVER = """
 import asyncio, os, sys
 from pathlib import Path
-from orchestrator.model import LaunchSpec
+from orchestrator.ports import LaunchSpec
 from runtimes.process import ProcessRuntime
 
 async def main():
