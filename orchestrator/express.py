@@ -75,7 +75,11 @@ class ExpressLane:
         target, query = PATHS[cycle.scope["path"]], cycle.scope["query_string"]
         body = bill.ask(target, body, asked)
         ride = Ride(self, client, cycle, *found, bill, self._request_id())
-        head = wire.request_head(target, query, ride.authority, headers, ride.request_id, len(body))
+        lane = found[0]
+        if lane.disguise is None:
+            head = wire.request_head(target, query, ride.authority, headers, ride.request_id, len(body))
+        else:
+            head, body = wire.disguised(lane.disguise, target, query, ride.authority, headers, ride.request_id, body)
         return ride if ride.depart(head, body) else None
 
 

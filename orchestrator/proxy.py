@@ -251,10 +251,14 @@ class Proxy:
         bill = call.bill
         bill.enter(lane)
         try:
-            head = wire.request_head(
-                call.target, call.query, lane.pool.authority, call.headers, call.id, len(call.body)
-            )
-            connection = await lane.pool.request(head, call.body)
+            body, authority = call.body, lane.pool.authority
+            if lane.disguise is None:
+                head = wire.request_head(call.target, call.query, authority, call.headers, call.id, len(body))
+            else:
+                head, body = wire.disguised(
+                    lane.disguise, call.target, call.query, authority, call.headers, call.id, body
+                )
+            connection = await lane.pool.request(head, body)
             try:
                 bill.head(connection.status, sized=_sized(connection))
                 if turn is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import islice
 
 import msgspec
 from python_multipart.exceptions import FormParserError
@@ -20,6 +22,7 @@ _DIGITS_TO_ZERO = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() 
 _LONG_RUN = b"0" * (DIGITS_MAX + 1)
 # An integer has neither fraction nor exponent. Every run of digits is entered at its start only, so this is linear.
 _LONG_INTEGER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{%d,}+(?![.eE])" % (DIGITS_MAX + 1))
+_MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*")')
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
@@ -44,6 +47,7 @@ class Peek(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(Peek)
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 async def read_body(scope: Scope, receive: Receive, *, body_bytes_max: int) -> bytes:
@@ -103,7 +107,7 @@ def peek_multipart(content_type: bytes, body: bytes) -> Peek:
     if kind != b"multipart/form-data" or not boundary:
         raise ApiError(400, "this path takes multipart/form-data", code="invalid_form")
     try:
-        fields = _fields(boundary, body)
+        fields = _form(boundary, body).fields
         model, stream = fields.get("model", b"").decode("utf-8"), fields.get("stream")
     except (FormParserError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the form can't be read: {error}", code="invalid_form") from None
@@ -120,11 +124,29 @@ def with_stream_default(body: bytes, asked: Peek) -> bytes:
     return body[:at] + b'"stream":true,' + body[at:]
 
 
+def with_model(body: bytes, name: str, form_type: bytes = b"") -> bytes:
+    """The body with another model's name in it, the rest as it was: JSON that `peek` has read, or, where `form_type`
+    is its content type, a form that `peek_multipart` has. Of JSON with several such members, spaces may go."""
+    if form_type:
+        return _form_with_model(form_type, body, name)
+    value = msgspec.json.encode(name)
+    places = list(islice(_MODEL.finditer(body), 2))
+    if len(places) == 1:  # `peek` has found it at the top, so it is this one
+        return body[: places[0].start(1)] + value + body[places[0].end(1) :]
+    try:
+        fields = _OBJECT.decode(body)
+    except msgspec.DecodeError:  # lone surrogates; see `_decode`
+        return json.dumps({**json.loads(body), "model": name}).encode()
+    return msgspec.json.encode({**fields, "model": msgspec.Raw(value)})
+
+
 class _Form:
     """Collects the small fields of a form by python-multipart's callbacks. Of a field given twice the last counts."""
 
     def __init__(self) -> None:
         self.fields: dict[str, bytes] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
+        """Where in the body each field's text is."""
         self._parts = 0
         self._header_name = self._header_value = b""
         self._name = ""
@@ -152,13 +174,20 @@ class _Form:
         if kind == b"form-data" and b"filename" not in options and name in (b"model", b"stream"):
             self._name = name.decode()
             self.fields[self._name] = b""
+            self.spans.pop(self._name, None)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name:
+            self.spans[self._name] = (self.spans.get(self._name, (start, end))[0], end)
             self.fields[self._name] = (self.fields[self._name] + data[start:end])[:FIELD_BYTES_MAX]
 
 
-def _fields(boundary: bytes, body: bytes) -> dict[str, bytes]:
+def _form_with_model(content_type: bytes, body: bytes, name: str) -> bytes:
+    start, end = _form(parse_options_header(content_type)[1][b"boundary"], body).spans["model"]
+    return body[:start] + name.encode() + body[end:]
+
+
+def _form(boundary: bytes, body: bytes) -> _Form:
     form = _Form()
     parser = MultipartParser(
         boundary,
@@ -173,7 +202,7 @@ def _fields(boundary: bytes, body: bytes) -> dict[str, bytes]:
     )
     parser.write(body)
     parser.finalize()
-    return form.fields
+    return form
 
 
 def _decode(body: bytes) -> Peek:

@@ -10,10 +10,14 @@ from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from orchestrator.errors import ApiError, error_type
+from orchestrator.servers.disguise import Disguise
 from orchestrator.upstream import Connection, Headers
 
 ERROR_BYTES_MAX = 2**20
 """How much of an engine's error answer is read; the rest is dropped."""
+
+FORMS = frozenset({b"/v1/audio/transcriptions"})
+"""The paths that take a form."""
 
 _TO_ENGINE = frozenset({b"content-type", b"accept", b"accept-language", b"user-agent", b"traceparent", b"tracestate"})
 _TO_ENGINE_PREFIXES = (b"openai-", b"anthropic-", b"x-stainless-")
@@ -32,13 +36,18 @@ _NOT_TO_CLIENT = frozenset(
         b"date",
         b"x-request-id",
         b"set-cookie",
+        b"strict-transport-security",
+        b"alt-svc",
     }
 )
 _FIELD_VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
-def request_head(path: bytes, query: bytes, authority: bytes, headers: Headers, request_id: bytes, size: int) -> bytes:
-    """The head of the request to an engine. `path` is from our own table; credentials stay here."""
+def request_head(
+    path: bytes, query: bytes, authority: bytes, headers: Headers, request_id: bytes, size: int, end: bytes = b"\r\n"
+) -> bytes:
+    """The head of the request to an engine. `path` is from our own table; credentials stay here. `end`: the server's
+    own fields, as lines, and the blank one."""
     target = path + b"?" + query if query else path
     lines = [
         b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b"
@@ -47,8 +56,28 @@ def request_head(path: bytes, query: bytes, authority: bytes, headers: Headers, 
     lines += [
         b"%b: %b" % header for header in headers if header[0] in _TO_ENGINE or header[0].startswith(_TO_ENGINE_PREFIXES)
     ]
-    lines.append(b"\r\n")
+    lines.append(end)
     return b"\r\n".join(lines)
+
+
+def disguised(
+    disguise: Disguise,
+    path: bytes,
+    query: bytes,
+    authority: bytes,
+    headers: Headers,
+    request_id: bytes,
+    body: bytes,
+) -> tuple[bytes, bytes]:
+    """Head and body of a request to a server that wants them otherwise."""
+    body = disguise.body(body, form_type(path, headers))
+    path = disguise.base + path
+    return request_head(path, query, authority, headers, request_id, len(body), disguise.end), body
+
+
+def form_type(path: bytes, headers: Headers) -> bytes:
+    """The content type of a request whose path takes a form; empty: it takes JSON, whatever the client calls it."""
+    return header(headers, b"content-type") or b"" if path in FORMS else b""
 
 
 def response_headers(headers: Headers, ours: Headers) -> Headers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.model import Load, Traffic
+from orchestrator.servers.disguise import Disguise
 from orchestrator.upstream import Pool
 
 CAPACITY_DEFAULT = 1
@@ -23,6 +24,8 @@ class Lane:
         """How many requests it takes at once, in the same unit for all lanes of a model; see `policy`."""
         self.weight = weight
         """Its part of what its capacity would get."""
+        self.disguise: Disguise | None = None
+        """How requests look to it; None: as they are."""
         self.in_flight = 0
         self.load: Load | None = None
         """What the engine last said of itself; None: unknown."""
