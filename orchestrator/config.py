@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from pydantic import ValidationError
 from orchestrator.errors import ConfigError
 from orchestrator.metering.limits import NONE, Limits
 from orchestrator.model import Deployment, EngineKind, IdleAction
+from orchestrator.servers.endpoint import Endpoint, HealthRules
+from orchestrator.servers.names import chains, check_aliases
 from orchestrator.settings import (
     ENV_PREFIX,
     IMAGES,
     MODEL_ID,
+    EndpointSettings,
     Lifecycle,
     ModelSettings,
     RuntimeSettings,
@@ -31,6 +35,8 @@ from orchestrator.settings import (
 
 CONFIG_FILE = "orchestrator.toml"
 DOTENV_FILE = ".env"
+SECRETIVE = frozenset({"env", "args", "command", "endpoints"})
+"""The keys of a model whose values are not repeated."""
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 
@@ -63,12 +69,24 @@ def load(
         raise ConfigError(_explain(error)) from None
 
 
-def deployments(settings: Settings, *, folder: Path | None = None) -> dict[str, Deployment]:
-    """The configured models as values, defaults filled in. `folder` is what relative sources start from.
-
-    Raises `ConfigError`.
+def deployments(
+    settings: Settings, *, folder: Path | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, Deployment]:
+    """The configured models as values, defaults filled in. `folder` is what relative sources start from, `environ`
+    what holds the keys of servers. Raises `ConfigError`.
     """
-    return {name: _deployment(name, m, settings, folder or Path.cwd()) for name, m in settings.models.items()}
+    folder, environ = folder or Path.cwd(), os.environ if environ is None else environ
+    check_aliases({name: model.aliases for name, model in settings.models.items()})
+    fallback = chains({name: model.fallback for name, model in settings.models.items()})
+    return {
+        name: replace(
+            _deployment(name, model, settings, folder),
+            aliases=model.aliases,
+            fallback=fallback[name],
+            endpoints=_endpoints(name, model, environ),
+        )
+        for name, model in settings.models.items()
+    }
 
 
 def _deployment(name: str, model: ModelSettings, settings: Settings, folder: Path) -> Deployment:
@@ -83,8 +101,12 @@ def _deployment(name: str, model: ModelSettings, settings: Settings, folder: Pat
             raise ConfigError(f'models."{name}".idle_action: only vLLM can sleep')
         lifecycle["idle_action"] = IdleAction.STOP
     limits = {key: lifecycle.pop(key) for key in ("requests_per_minute", "tokens_per_minute", "max_concurrent")}
+    rules = {
+        key: lifecycle.pop(f"health_{key}") for key in ("interval_s", "timeout_s", "window", "success_min", "slow_s")
+    }
     return Deployment(
         name=name,
+        health=HealthRules(**rules, dns_refresh_s=lifecycle.pop("dns_refresh_s")),
         limits=Limits(**limits) if any(limits.values()) else NONE,
         engine=model.engine,
         source=source,
@@ -92,7 +114,6 @@ def _deployment(name: str, model: ModelSettings, settings: Settings, folder: Pat
         args=model.args,
         env=tuple(sorted(model.env.items())),
         command=model.command,
-        health_path=model.health_path,
         gpus=None if model.gpus == "auto" else model.gpus,
         priority=model.priority,
         load_format=model.load_format,
@@ -103,8 +124,28 @@ def _deployment(name: str, model: ModelSettings, settings: Settings, folder: Pat
     )
 
 
+def _endpoints(name: str, model: ModelSettings, environ: Mapping[str, str]) -> tuple[Endpoint, ...]:
+    found: dict[str, Endpoint] = {}
+    for number, given in enumerate(model.endpoints):
+        key, where = given.key, f'models."{name}".endpoints.{number}'
+        if given.key_env is not None:
+            key = environ.get(given.key_env, "")
+            if not (key.isascii() and key.isprintable() and key):
+                raise ConfigError(f"{where}.key_env: the environment has no usable {given.key_env}")
+        if given.url in found:
+            raise ConfigError(f"{where}.url: it stands there twice")
+        found[given.url] = Endpoint(
+            url=given.url,
+            max_concurrent_requests=given.max_concurrent_requests,
+            key=key,
+            model=given.model,
+            weight=given.weight,
+        )
+    return tuple(found.values())
+
+
 def _image(name: str, engine: EngineKind, image: str, runtime: RuntimeSettings) -> str:
-    if runtime.kind != "docker":
+    if runtime.kind != "docker" or engine is EngineKind.STATIC:
         return ""
     if not (image or engine in IMAGES):
         raise ConfigError(f'models."{name}".image: a command engine in a container needs one')
@@ -113,7 +154,7 @@ def _image(name: str, engine: EngineKind, image: str, runtime: RuntimeSettings) 
 
 def _source(name: str, model: ModelSettings, folder: Path) -> tuple[str, str | None]:
     """(hub id, revision), or (absolute folder, None), or ("", None) for a command that needs no weights."""
-    if model.source is None and model.engine is EngineKind.COMMAND:
+    if model.source is None and model.engine in (EngineKind.COMMAND, EngineKind.STATIC):
         return "", None
     source = model.source or name
     if source.startswith(("/", "./", "../", "~")):
@@ -206,8 +247,8 @@ def _explain(error: ValidationError) -> str:
         if fault["type"] == "extra_forbidden":
             lines.append(f"{'.'.join(loc)}: unknown key{_nearest(loc[-1], _siblings(loc))}")
         else:
-            # An engine's environment and arguments may hold secrets, and /health shows this.
-            secret = loc[-1:] == ["[key]"] or (loc[0] == "models" and {"env", "args", "command"} & set(loc[2:3]))
+            # An engine's environment and arguments, and a server's address, may hold secrets, and /health shows this.
+            secret = loc[-1:] == ["[key]"] or (loc[0] == "models" and SECRETIVE & set(loc[2:3]))
             shown = "" if secret else f", not {str(fault['input'])[:80]!r}"
             lines.append(f"{'.'.join(loc)}: {fault['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)
@@ -217,7 +258,7 @@ def _siblings(loc: list[str]) -> list[str]:
     if len(loc) == 1:
         return list(Settings.model_fields)
     if loc[0] == "models":
-        return list(ModelSettings.model_fields)
+        return list((EndpointSettings if "endpoints" in loc[2:-1] else ModelSettings).model_fields)
     return [key for section, key in known_keys() if section == loc[0]]
 
 

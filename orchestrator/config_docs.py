@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from orchestrator.settings import ENV_PREFIX, HostSettings, Lifecycle, ModelSettings, Settings, Table
+from orchestrator.settings import ENV_PREFIX, EndpointSettings, HostSettings, Lifecycle, ModelSettings, Settings, Table
 
 COMPOSE = (
     (
@@ -51,6 +51,9 @@ def settings_markdown() -> str:
         f'| `models."id".{key}` | {"as in defaults" if key in Lifecycle.model_fields else f"`{_shown(field)}`"} '
         f"| {field.description or Lifecycle.model_fields[key].description} |"
         for key, field in ModelSettings.model_fields.items()
+    ]
+    rows += [
+        f'| `models."id".endpoints[].{key}` | `{_shown(f)}` | {f.description} |' for key, f in _fields(EndpointSettings)
     ]
     return "\n".join(rows)
 

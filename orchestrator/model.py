@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from orchestrator.gpu import Gpu, Lent, Need, Wait
 from orchestrator.metering.limits import NONE, Limits
+from orchestrator.servers.endpoint import Endpoint, HealthRules
 
 
 class Phase(StrEnum):
@@ -48,6 +49,8 @@ class EngineKind(StrEnum):
     VLLM = "vllm"
     SGLANG = "sglang"
     COMMAND = "command"
+    STATIC = "static"
+    """Nothing is started: somebody else runs its servers."""
 
 
 class IdleAction(StrEnum):
@@ -102,6 +105,13 @@ class Deployment:
     """Of all keys together. At `max_concurrent` requests wait for each other, fairly by key."""
     stream_usage: bool = True
     """Whether its engine may be asked for the usage of streams."""
+    aliases: tuple[str, ...] = ()
+    """Its other names."""
+    fallback: tuple[str, ...] = ()
+    """Models that answer for it when it can't be had, in order; theirs are among them."""
+    endpoints: tuple[Endpoint, ...] = ()
+    """Static: its servers."""
+    health: HealthRules = field(default_factory=HealthRules)
 
     @property
     def spec(self) -> str:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from orchestrator.model import EngineKind, IdleAction
+from orchestrator.servers.endpoint import normal_url
 
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger
@@ -26,12 +27,16 @@ EMBEDDED_MODEL = "all-MiniLM-L6-v2"
 """The embedding model that needs no engine."""
 
 Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(ge=0.05, le=86400, allow_inf_nan=False)]
+UrlPath = Annotated[str, Field(pattern=r"^/[\x21-\x7e]*$")]
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[int, Field(ge=0, le=10**15)]
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """What a process can be given."""
 Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\[\]:-]+$")]
 """As browsers write it: lower case, no path, no slash at the end."""
+FieldText = Annotated[str, Field(pattern=r"^[\x21-\x7e]*$", max_length=4096)]
+"""What a field of HTTP can hold, without spaces."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -40,6 +45,9 @@ def _model_id(name: str) -> str:
     if len(name) > MODEL_ID_CHARS_MAX or not MODEL_ID.fullmatch(name) or ".." in name:
         raise ValueError("a model id is letters, digits, '.', '_', '-', in up to four parts joined by '/'")
     return name
+
+
+ModelId = Annotated[str, AfterValidator(_model_id)]
 
 
 def cron(expression: str) -> CronTrigger:
@@ -196,6 +204,13 @@ class Lifecycle(Table):
     stream_usage: bool = Field(
         True, description="ask its engine for the usage of streams; false where it refuses `stream_options`"
     )
+    health_path: UrlPath = Field("/health", description="answers 200 when ready; static: unknown there, /v1/models")
+    health_interval_s: PositiveSeconds = Field(5, description="static: each server is checked this often")
+    health_timeout_s: PositiveSeconds = Field(2, description="static: a check that takes longer has failed")
+    health_window: int = Field(10, ge=2, le=1000, description="static: how many of a server's last checks count")
+    health_success_min: float = Field(0.5, ge=0, le=1, description="static: the part of them that must go well")
+    health_slow_s: Seconds = Field(0, description="static: the most that their median may take; 0: no limit")
+    dns_refresh_s: PositiveSeconds = Field(5, description="static: names of servers are looked up this often")
 
 
 class ActivatorSettings(Table):
@@ -215,17 +230,40 @@ class ProxySettings(Table):
     request_timeout_s: Seconds = Field(3600, description="the longest an answer may take in all")
 
 
+class EndpointSettings(Table):
+    """One of ``endpoints`` of a static model."""
+
+    url: Annotated[str, AfterValidator(normal_url)] = Field(
+        description="http(s)://host[:port][/base]; a name stands for all its addresses; /v1 at the end is no matter"
+    )
+    max_concurrent_requests: Limit = Field(0, description="most requests at each server; 0: as many as come")
+    key: FieldText = Field("", repr=False, description="its key, sent as Authorization: Bearer")
+    key_env: EnvName | None = Field(None, description="the environment variable that holds it")
+    model: FieldText = Field("", description="what it calls the model; default: the model's id")
+    weight: float = Field(1, gt=0, le=1000, description="its part of what its capacity would get")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> EndpointSettings:
+        if self.key and self.key_env:
+            raise ValueError("key or key_env, not both")
+        return self
+
+
 class ModelSettings(Table):
     """One ``[models."id"]`` table."""
 
-    engine: EngineKind = Field(EngineKind.VLLM, description="vllm, sglang, or command: any program")
+    engine: EngineKind = Field(EngineKind.VLLM, description="vllm, sglang, command: any program, or static")
     source: str | None = Field(None, description="hub id[@revision] or local folder; default: the model's id")
     args: tuple[Text, ...] = Field((), description="more arguments for the engine")
     env: dict[EnvName, Text] = Field({}, description="more environment for the engine")
     command: tuple[Text, ...] = Field(
         (), description="the argv of a command engine; {host} {port} {weights} {model} are filled in"
     )
-    health_path: str = Field("/health", pattern=r"^/[\x21-\x7e]*$", description="answers 200 when ready")
+    endpoints: tuple[EndpointSettings, ...] = Field(
+        (), description='static: its servers: [{ url = "http://gpu-1:8081", max_concurrent_requests = 3 }]'
+    )
+    aliases: tuple[ModelId, ...] = Field((), description="its other names")
+    fallback: tuple[str, ...] = Field((), description="models that answer for it when it can't be had, in order")
     gpus: int | Literal["auto"] = Field("auto", description="auto, 0 or N")
     priority: int = Field(0, description="higher may evict lower when GPUs are short")
     idle_timeout_s: Seconds | None = None
@@ -245,6 +283,13 @@ class ModelSettings(Table):
     tokens_per_minute: Limit | None = None
     max_concurrent: Limit | None = None
     stream_usage: bool | None = None
+    health_path: UrlPath | None = None
+    health_interval_s: PositiveSeconds | None = None
+    health_timeout_s: PositiveSeconds | None = None
+    health_window: int | None = Field(None, ge=2, le=1000)
+    health_success_min: float | None = Field(None, ge=0, le=1)
+    health_slow_s: Seconds | None = None
+    dns_refresh_s: PositiveSeconds | None = None
     load_format: Literal["auto", "runai_streamer", "fastsafetensors"] = Field(
         "auto", description="vLLM: how weights are read; the others must be in the image"
     )
@@ -285,7 +330,7 @@ class Settings(BaseSettings):
     activator: ActivatorSettings = ActivatorSettings()
     proxy: ProxySettings = ProxySettings()
     usage: UsageSettings = UsageSettings()
-    models: dict[Annotated[str, AfterValidator(_model_id)], ModelSettings] = {}
+    models: dict[ModelId, ModelSettings] = {}
 
     @field_validator("models")
     @classmethod
@@ -293,6 +338,8 @@ class Settings(BaseSettings):
         for name, model in models.items():
             if (model.engine is EngineKind.COMMAND) != bool(model.command):
                 raise ValueError(f'models."{name}".command goes with engine = "command", and only with it')
+            if (model.engine is EngineKind.STATIC) != ("endpoints" in model.model_fields_set):
+                raise ValueError(f'models."{name}".endpoints goes with engine = "static", and only with it')
         return models
 
     @model_validator(mode="after")

@@ -1,13 +1,14 @@
 """A lean HTTP/1.1 client for engines: one pool of kept-alive connections per engine.
 
 It exists because the data plane's cost is CPU per chunk: httpx takes some 30 times as much per request. It
-speaks only what engines speak: plain HTTP/1.1 to an address from our own leases, one request at a time on a
-connection, answers with a length, chunked, or until close.
+speaks only what engines speak: HTTP/1.1 to an address from our own leases or the configuration, one request at a time
+on a connection, answers with a length, chunked, or until close.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,14 @@ class Timeouts:
     first_byte_timeout_s: float
     stream_idle_timeout_s: float
     request_timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tls:
+    """How a server is spoken to in secret, and who it must prove to be."""
+
+    context: ssl.SSLContext
+    name: str
 
 
 class Listener(Protocol):
@@ -293,11 +302,14 @@ class Connection(asyncio.Protocol):
 class Pool:
     """The connections to one engine."""
 
-    def __init__(self, host: str, port: int, timeouts: Timeouts) -> None:
-        self._host, self._port, self._timeouts = host, port, timeouts
+    def __init__(
+        self, host: str, port: int, timeouts: Timeouts, *, authority: str = "", tls: Tls | None = None
+    ) -> None:
+        """`authority`: what it is called, where that is not `host` and `port`."""
+        self._host, self._port, self._timeouts, self._tls = host, port, timeouts, tls
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
-        self.authority = f"{host}:{port}".encode()
+        self.authority = (authority or f"{host}:{port}").encode()
 
     def begin(self, head: bytes, body: bytes, listener: Listener) -> Connection | None:
         """Send a request on an idle connection and have `listener` told of the answer; None when none is idle.
@@ -362,10 +374,13 @@ class Pool:
         return connection
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
+        loop, tls = asyncio.get_running_loop(), self._tls
+        context, name = (None, None) if tls is None else (tls.context, tls.name)
         try:
             async with asyncio.timeout(self._timeouts.connect_timeout_s):
-                _, connection = await loop.create_connection(lambda: Connection(loop), self._host, self._port)
+                _, connection = await loop.create_connection(
+                    lambda: Connection(loop), self._host, self._port, ssl=context, server_hostname=name
+                )
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable(f"the engine takes no connections: {error or 'timed out'}") from None
         return connection
