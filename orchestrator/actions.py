@@ -26,6 +26,8 @@ class Launch:
     """Its lease of each of these."""
     memory_fraction: float | None = None
     """As `Grant.memory_fraction`."""
+    serial: int = 0
+    """As `Fleet.serial`, in its name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

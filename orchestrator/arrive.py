@@ -3,6 +3,9 @@
 The line: higher priority first, then who has waited longest. Each in turn gets what is free; or waits for what is
 about to be; or has others make room, now or as soon as they may be asked to; and what it waits for is kept from those
 behind it, so that a large model is not starved by small ones.
+
+One more replica of a model that is served comes behind all who are not, has nobody's only replica make room, and is the
+first to make room itself.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.actions import Drain, Launch, Stop, Wake
+from orchestrator.crew import LEAVING, awake, spares
 from orchestrator.gpu import Need, Size, Wait
-from orchestrator.model import Demand, Deployment, Fleet, IdleAction, Phase, Replica, slug
+from orchestrator.model import Deployment, Fleet, IdleAction, Phase, Replica, slug
 from orchestrator.placement import (
     ENGINE_DEFAULT_FRACTION,
     RESERVE_BYTES,
@@ -25,31 +29,12 @@ from orchestrator.placement import (
     rooms,
     would_fit,
 )
+from orchestrator.victims import LEAVE_S, START_S, Victim, victims_of
 
-LEAVE_S = 3.0
-"""What a replica that makes room takes to be gone."""
 FINISH_S = 15.0
 """What the requests that are in flight take to end."""
-START_S = 30.0
-"""What others need to become ready, where somebody waits for their turn to end."""
-SERVE_S_MIN = 2.0
-"""Whatever is configured, who has become ready stays for this long: or two models could start in turns for ever, each
-sent away before it has served anybody."""
 BLOCKED_S = 60.0
 """Where nothing tells when a GPU will be free."""
-LEAVING = frozenset({Phase.DRAINING, Phase.FAILED})
-STARTING = frozenset({Phase.STARTING, Phase.LOADING})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Victim:
-    """One that can make room."""
-
-    replica: Replica
-    wait_s: float
-    """Seconds until it may be asked to; none: at once."""
-    firm: bool = True
-    """False: it goes when it is idle for long, not when it is asked."""
 
 
 @dataclass
@@ -64,6 +49,10 @@ class Line:
     held: list[Victim] = field(default_factory=list)
     """Who got something in this pass, or waits for it, and when their turns will be over."""
     serial: int = 0
+    served: frozenset[str] = frozenset()
+    """Who wants one more replica than it has. Its users wait for nothing."""
+    spare: frozenset[str] = frozenset()
+    """The replicas without which their models are served all the same."""
 
     def hold(self, by: Replica, turn_s: float) -> None:
         """Nobody behind gets this, before its turn is over."""
@@ -77,19 +66,23 @@ class Line:
 
     def wait(self, model: str, seconds: float) -> None:
         """It waits for GPUs."""
-        self.waits[model] = Wait(place=len(self.waits) + 1, seconds=seconds)
+        if model not in self.served:
+            self.waits[model] = Wait(place=len(self.waits) + 1, seconds=seconds)
 
 
 def line_up(
     waiting: Sequence[Deployment], deployments: Mapping[str, Deployment], fleet: Fleet, warm: frozenset[str], now: float
 ) -> Line:
-    """What happens for those who want to start, in their order. `warm`: models that are kept warm now."""
+    """What happens for those who want to start, in their order, those who want one more after the others. `warm`:
+    models that are kept warm now."""
     everywhere = rooms(fleet.gpus, fleet.foreign, fleet.replicas.values())
-    line = Line(now=list(everywhere), later=list(everywhere))
+    served = frozenset(deployment.name for deployment in waiting if awake(fleet, deployment.name))
+    spare = frozenset(replica.id for each in deployments.values() for replica in spares(each, fleet))
+    line = Line(now=list(everywhere), later=list(everywhere), served=served, spare=spare)
     leaving = [r for r in fleet.replicas.values() if r.phase in LEAVING and not r.unknown]
     asleep = [r for r in leaving if r.phase is Phase.DRAINING and r.then is IdleAction.SLEEP]
     line.leaves([r for r in leaving if r not in asleep], asleep)
-    for deployment in waiting:
+    for deployment in sorted(waiting, key=lambda each: each.name in served):
         _serve(line, deployment, deployments, fleet, warm, now)
     return line
 
@@ -110,7 +103,8 @@ def _serve(
 ) -> None:
     """One of the line.
 
-    1. It sleeps: see `_wake`. 2. There is room: it is launched. 3. It has to wait: see `_wait`.
+    1. It sleeps: see `_wake`. 2. There is room: it is launched. 3. It has to wait: see `_wait`; or `_make_room`, if it
+    is only one more.
     """
     need = need_of(deployment, fleet)
     sleeper = next((r for r in fleet.of(deployment.name) if r.phase is Phase.SLEEPING), None)
@@ -123,9 +117,15 @@ def _serve(
         line.actions.append(launch)
         line.hold(_as_replica(deployment, found, launch.replica, now), START_S + deployment.residency_min_s)
         return
-    victims = _victims(deployment, deployments, fleet, warm, now)
     given = {victim.replica.id for victim in line.held}  # whoever has just been told to wake is no sleeper any more
-    _wait(line, deployment, need, [v for v in victims if v.replica.id not in given], fleet, deployments, now)
+    everybody = victims_of(deployment, deployments, fleet, line.spare, warm, now)
+    victims = [victim for victim in everybody if victim.replica.id not in given]
+    if deployment.name in line.served:
+        _make_room(
+            line, deployment, need, [v for v in victims if _yields(v, line, deployments, deployment)], deployments
+        )
+    else:
+        _wait(line, deployment, need, victims, fleet, deployments, now)
 
 
 def _wake(line: Line, deployment: Deployment, need: Need, sleeper: Replica, now: float) -> bool:
@@ -152,6 +152,24 @@ def _wake(line: Line, deployment: Deployment, need: Need, sleeper: Replica, now:
     line.wait(name, LEAVE_S)
     line.hold(_as_replica(deployment, elsewhere, f"for {name}", now), turn_s)
     return True
+
+
+def _make_room(
+    line: Line,
+    deployment: Deployment,
+    need: Need,
+    victims: Sequence[Victim],
+    deployments: Mapping[str, Deployment],
+) -> None:
+    """One more, for which there is no room now: sleepers and spare replicas go at once, where they may be asked to and
+    nobody is about to make room. It keeps nothing from anybody."""
+    able = [victim.replica for victim in victims if victim.wait_s <= 0]
+    if place(need, line.later) is not None:
+        return
+    chosen = plan(need, line.later, able, lambda model: _can_sleep(deployments.get(model)))
+    if chosen is not None:
+        line.actions += _evictions(chosen, deployment)
+        line.leaves(chosen.stop, chosen.sleep)
 
 
 def _wait(
@@ -219,59 +237,12 @@ def _found(need: Need, line: Line, fleet: Fleet) -> Place | None:
     return Place(host=min(fleet.places, key=lambda host: (load_now[host], host)))
 
 
-def _victims(
-    asker: Deployment, deployments: Mapping[str, Deployment], fleet: Fleet, warm: frozenset[str], now: float
-) -> list[Victim]:
-    """Who can be sent away for it, in this order.
-
-    Sleepers first, then those with nothing in flight, then lower priorities, the least recently used first.
-    """
-    track = fleet.tracks.get(asker.name)
-    waited_s = now - track.phase_at if track is not None and track.phase is Phase.QUEUED else 0.0
-    found: list[tuple[tuple[bool, bool, int, float, str], Victim]] = []
-    for replica in fleet.replicas.values():
-        owner = deployments.get(replica.model)
-        if owner is None or not replica.gpus or replica.unknown or replica.model == asker.name:
-            continue
-        asleep = replica.phase is Phase.SLEEPING
-        if replica.phase in LEAVING or (asleep and replica.ready_at is not None and replica.idle_at is None):
-            continue  # it leaves already; or fell asleep with requests in flight, and is woken for them
-        held = fleet.demand.get(replica.model, Demand()).held > 0
-        busy = not asleep and (replica.idle_at is None or held)
-        victim = _victim(
-            replica, owner, asker.priority, busy=busy, warm=replica.model in warm, waited_s=waited_s, now=now
-        )
-        if victim is not None:
-            used_at = replica.phase_at if asleep else replica.idle_at or replica.phase_at
-            found.append(((not asleep, busy, owner.priority, used_at, replica.id), victim))
-    return [victim for _, victim in sorted(found, key=lambda each: each[0])]
-
-
-def _victim(
-    replica: Replica, owner: Deployment, priority: int, *, busy: bool, warm: bool, waited_s: float, now: float
-) -> Victim | None:
-    """When it makes room for one of that priority that has waited for so long; None: nobody can tell.
-
-    1. A lower priority: at once; what it has in hand it finishes. A sleeper of the same: too.
-    2. The same priority: once it has been ready for `residency_min_s`; and when requests are in flight, once the asker
-       has waited for `turn_max_s`: so busy models take turns. One that is kept warm: never.
-    3. A higher one: when it is idle for long.
-    """
-    if owner.priority < priority or (owner.priority == priority and replica.phase is Phase.SLEEPING):
-        return Victim(replica=replica, wait_s=0.0)
-    if owner.priority > priority and replica.phase is Phase.SLEEPING:
-        return Victim(replica=replica, wait_s=max(owner.sleep_timeout_s - (now - replica.phase_at), 0.001), firm=False)
-    if warm:
-        return None
-    if owner.priority > priority:
-        idle_s = 0.0 if busy or replica.idle_at is None else now - replica.idle_at
-        return Victim(replica=replica, wait_s=max(owner.idle_timeout_s - idle_s, 0.001), firm=False)
-    if replica.phase in STARTING:
-        starts_s = max(START_S - (now - (replica.woken_at or replica.created_at)), LEAVE_S)
-        return Victim(replica=replica, wait_s=starts_s + owner.residency_min_s)
-    stayed_s = 0.0 if replica.ready_at is None else now - replica.ready_at
-    residency_s = max(owner.residency_min_s, SERVE_S_MIN)
-    return Victim(replica=replica, wait_s=max(residency_s - stayed_s, owner.turn_max_s - waited_s if busy else 0.0))
+def _yields(victim: Victim, line: Line, deployments: Mapping[str, Deployment], asker: Deployment) -> bool:
+    """Whether it makes room for one more of a model: a sleeper does, and a spare one of a lower priority."""
+    replica = victim.replica
+    if replica.phase is Phase.SLEEPING:
+        return True
+    return replica.id in line.spare and deployments[replica.model].priority < asker.priority
 
 
 def _evictions(chosen: Plan, asker: Deployment) -> Iterator[Drain | Stop]:
@@ -311,6 +282,7 @@ def _launch(deployment: Deployment, fleet: Fleet, found: Place, serial: int) -> 
         gpus=found.gpus,
         gpu_bytes=found.gpu_bytes,
         memory_fraction=found.memory_fraction,
+        serial=fleet.serial + serial,
     )
 
 

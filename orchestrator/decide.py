@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from orchestrator.actions import Action, Drain, Pull, Sleep, Stop
 from orchestrator.arrive import Line, line_up
+from orchestrator.crew import LEAVING, awake, leave_order
 from orchestrator.gpu import Wait
 from orchestrator.model import Backoff, Demand, Deployment, Fleet, IdleAction, Phase, Replica, Weights, WeightsState
 
@@ -17,6 +18,7 @@ DEMAND_S_MIN = 60.0
 """A request's wish for its model lives at least this long after it was told to come back."""
 
 IDLE = "idle"
+FEWER = "its load asks for fewer"
 DRAIN_S_DEFAULT = 30.0
 """For engines whose model is no longer configured: their requests may end all the same."""
 ORPHAN_GRACE_S = 60.0
@@ -59,15 +61,38 @@ def wanted(deployment: Deployment, fleet: Fleet, now: float) -> bool:
     demand = fleet.demand.get(deployment.name, Demand())
     if demand.held:
         return True
-    asked_at = demand.asked_at
-    if demand.stop_at is not None and (asked_at is None or asked_at <= demand.stop_at):
+    if _stopped(demand):
         return False
+    asked_at = demand.asked_at
     if deployment.min_replicas or any(_sleeps_on(replica) for replica in fleet.of(deployment.name)):
         return True
     if asked_at is None or asked_at <= fleet.served_at.get(deployment.name, float("-inf")):
         return False
     since = max(asked_at, fleet.weights_at.get(deployment.name, asked_at))
     return now - since < max(deployment.idle_timeout_s, DEMAND_S_MIN)
+
+
+def wished(deployment: Deployment, fleet: Fleet, now: float) -> int:
+    """How many of its replicas should be awake, those on their way counted; at most `max_replicas`.
+
+    1. Stopped by hand, and nobody has asked since: none.
+    2. None is awake, and it is not wanted: none.
+    3. Else what its load asks for, or where that is unknown as many as there are; at least one and `min_replicas`, and
+       those who sleep with requests in flight beside those who are awake.
+    """
+    demand = fleet.demand.get(deployment.name, Demand())
+    up = len(awake(fleet, deployment.name))
+    if (_stopped(demand) and not demand.held) or (not up and not wanted(deployment, fleet, now)):
+        return 0
+    scaling = fleet.scaling.get(deployment.name)
+    asked = up if scaling is None or scaling.desired is None else scaling.desired
+    hanging = sum(_sleeps_on(replica) for replica in fleet.of(deployment.name))
+    return min(max(asked, up + hanging if hanging else 0, deployment.min_replicas, 1), deployment.max_replicas)
+
+
+def _stopped(demand: Demand) -> bool:
+    """Whether it was stopped by hand, and nobody has asked since."""
+    return demand.stop_at is not None and (demand.asked_at is None or demand.asked_at <= demand.stop_at)
 
 
 def _sleeps_on(replica: Replica) -> bool:
@@ -102,7 +127,7 @@ def _leaving(
             yield Stop(model=model, replica=replica.id, reason=replica.leaving)
     elif reason := _why_leave(deployment, fleet, replica, now):
         if replica.phase is Phase.READY:
-            then = deployment.idle_action if deployment is not None and reason == IDLE else IdleAction.STOP
+            then = deployment.idle_action if deployment is not None and reason in (IDLE, FEWER) else IdleAction.STOP
             yield Drain(model=model, replica=replica.id, reason=reason, then=then)
         else:
             yield Stop(model=model, replica=replica.id, reason=reason)
@@ -124,16 +149,40 @@ def _why_leave(deployment: Deployment | None, fleet: Fleet, replica: Replica, no
     demand = fleet.demand.get(deployment.name, Demand())
     if demand.stop_at is not None and replica.created_at <= demand.stop_at:
         return "stopped by hand"
-    older = [r for r in fleet.of(deployment.name) if (r.created_at, r.id) < (replica.created_at, replica.id)]
-    if sum(r.phase not in (Phase.DRAINING, Phase.FAILED) for r in older) >= deployment.max_replicas:
+    if replica in _beyond_max(deployment, fleet, replica):
         return "one more than max_replicas"
     if replica.phase is Phase.SLEEPING:
         return "it slept for long" if now - replica.phase_at >= deployment.sleep_timeout_s else ""
-    if replica.phase is not Phase.READY or replica.idle_at is None or demand.held:
-        return ""
-    if len(older) < deployment.min_replicas:
-        return ""
-    return IDLE if now - replica.idle_at >= deployment.idle_timeout_s else ""
+    if replica is _spared_by_load(deployment, fleet, now):
+        return FEWER
+    return IDLE if _idle(deployment, fleet, replica, now) else ""
+
+
+def _beyond_max(deployment: Deployment, fleet: Fleet, replica: Replica) -> list[Replica]:
+    """Those that are too many; `replica` counts even if it leaves, since it might yet sleep."""
+    live = [r for r in fleet.of(deployment.name) if r.phase not in LEAVING or r is replica]
+    return leave_order(live)[: max(len(live) - deployment.max_replicas, 0)]
+
+
+def _spared_by_load(deployment: Deployment, fleet: Fleet, now: float) -> Replica | None:
+    """The next to leave because there is work for fewer; one at a time, so None while another is leaving."""
+    replicas = fleet.of(deployment.name)
+    up = awake(fleet, deployment.name)
+    if len(up) < 2 or any(r.phase in LEAVING for r in replicas) or len(up) <= wished(deployment, fleet, now):
+        return None
+    return leave_order(up)[0]
+
+
+def _idle(deployment: Deployment, fleet: Fleet, replica: Replica, now: float) -> bool:
+    """Whether it is not kept warm and its model has been without requests for long: one that serves beside others may
+    be without for long because they had room."""
+    if replica.phase is not Phase.READY or fleet.demand.get(deployment.name, Demand()).held:
+        return False
+    replicas = fleet.of(deployment.name)
+    if replicas.index(replica) < deployment.min_replicas:
+        return False
+    serving = [r for r in replicas if r.phase is Phase.READY]
+    return all(r.idle_at is not None and now - r.idle_at >= deployment.idle_timeout_s for r in serving)
 
 
 def _pulls(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> Iterator[Action]:
@@ -141,7 +190,7 @@ def _pulls(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> I
         if not _may_start(deployment, fleet, now):
             continue
         state = fleet.weights.get(deployment.name, Weights(state=WeightsState.ABSENT)).state
-        asked = deployment.preload or wanted(deployment, fleet, now) or _pull_asked(deployment, fleet)
+        asked = deployment.preload or _lacks(deployment, fleet, now) or _pull_asked(deployment, fleet)
         if asked and state not in (WeightsState.PRESENT, WeightsState.PULLING):
             yield Pull(model=deployment.name)
 
@@ -154,7 +203,7 @@ def _line(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> Li
         for deployment in _in_turn(deployments, fleet)
         if deployment.name in present
         and _may_start(deployment, fleet, now)
-        and wanted(deployment, fleet, now)
+        and _lacks(deployment, fleet, now)
         and deployment.name not in fleet.unfit
         and (deployment.gpus is not None or deployment.name in fleet.needs)
     ]
@@ -163,9 +212,17 @@ def _line(deployments: Mapping[str, Deployment], fleet: Fleet, now: float) -> Li
 
 
 def _may_start(deployment: Deployment, fleet: Fleet, now: float) -> bool:
-    """It has no engine, but perhaps a sleeping one, and no failure to wait out."""
-    awake = [replica for replica in fleet.of(deployment.name) if replica.phase is not Phase.SLEEPING]
-    return not awake and now >= fleet.backoff.get(deployment.name, Backoff()).retry_at
+    """There is no failure to wait out, no launch of its own under way, and it has fewer engines than it may, those that
+    sleep aside: they are woken first."""
+    engines = [replica for replica in fleet.of(deployment.name) if replica.phase is not Phase.SLEEPING]
+    launching = any(not replica.seen and replica.landed_at is None for replica in engines)
+    over = now >= fleet.backoff.get(deployment.name, Backoff()).retry_at
+    return over and not launching and len(engines) < deployment.max_replicas
+
+
+def _lacks(deployment: Deployment, fleet: Fleet, now: float) -> bool:
+    """Whether one more should be awake."""
+    return len(awake(fleet, deployment.name)) < wished(deployment, fleet, now)
 
 
 def _in_turn(deployments: Mapping[str, Deployment], fleet: Fleet) -> list[Deployment]:

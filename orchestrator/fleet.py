@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.actions import Launch
+from orchestrator.autoscale import followed
 from orchestrator.decide import wanted
 from orchestrator.foreign import lent
 from orchestrator.model import (
@@ -77,7 +78,8 @@ def advance(fleet: Fleet, deployments: Mapping[str, Deployment], seen: Sighting,
     uses = lent(fleet.lent, fleet.gpus, replicas.values(), now)
     known = replace(fleet, known=True, replicas=_with_traffic(replicas, seen, now), lent=uses)
     for replica in failures:
-        known = failed(known, replica.model, replica.error, now, served=replica.ready_at is not None)
+        known = _lost(known, replica, now)
+    known = replace(known, scaling=followed(known, deployments, seen, now))
     return _settled(known, now)
 
 
@@ -94,7 +96,8 @@ def launched(fleet: Fleet, launch: Launch, deployment: Deployment, now: float) -
         gpus=launch.gpus,
         gpu_bytes=launch.gpu_bytes,
     )
-    return replace(fleet, serial=fleet.serial + 1, replicas={**fleet.replicas, replica.id: replica})
+    serial = max(fleet.serial, launch.serial) + 1  # one decided beside it may not have begun
+    return replace(fleet, serial=serial, replicas={**fleet.replicas, replica.id: replica})
 
 
 def landed(fleet: Fleet, replica_id: str, now: float) -> Fleet:
@@ -165,8 +168,17 @@ def broken(fleet: Fleet, replica_id: str, error: str, now: float) -> Fleet:
     replica = fleet.replicas.get(replica_id)
     if replica is None or replica.phase in LEAVES:
         return fleet
-    served = replica.ready_at is not None
-    return failed(_with(fleet, _fail(replica, error, now)), replica.model, error, now, served=served)
+    lost = _fail(replica, error, now)
+    return _lost(_with(fleet, lost), lost, now)
+
+
+def _lost(fleet: Fleet, replica: Replica, now: float) -> Fleet:
+    """Count the failure of one replica. One that had served for long has shown that it can, whatever became of others
+    since: its failure is the first."""
+    served_s = 0.0 if replica.ready_at is None else now - replica.ready_at
+    if served_s >= STABLE_S:
+        fleet = forgiven(fleet, replica.model)
+    return failed(fleet, replica.model, replica.error, now, served=replica.ready_at is not None)
 
 
 def failed(fleet: Fleet, model: str, error: str, now: float, *, permanent: bool = False, served: bool = False) -> Fleet:
@@ -368,17 +380,21 @@ def _used(replica: Replica, seen: Sighting, now: float) -> Replica:
         return replica
     traffic = seen.traffic.get(replica.id, Traffic())
     if traffic.in_flight:
-        return replace(replica, idle_at=None)
+        return replace(replica, idle_at=None, in_flight=traffic.in_flight)
     demand = seen.demand.get(replica.model)
     asked = (demand.asked_at, demand.expected_at) if demand else ()
     since = max(t for t in (replica.ready_at, traffic.last_byte_at, *asked) if t is not None)
-    return replace(replica, idle_at=since)
+    return replace(replica, idle_at=since, in_flight=0)
 
 
 def _settled(fleet: Fleet, now: float) -> Fleet:
-    """Note who is served, and forget the failures of those who have been for a while."""
+    """Note who is served, and forget the failures of those that one started since has served for a while."""
     ready = [replica for replica in fleet.replicas.values() if replica.phase is Phase.READY]
     served = {**fleet.served_at, **{replica.model: now for replica in ready}}
-    stable = {r.model for r in ready if r.ready_at is not None and now - r.ready_at >= STABLE_S}
-    backoff = {model: value for model, value in fleet.backoff.items() if model not in stable}
+    stable = [(r.model, r.ready_at) for r in ready if r.ready_at is not None and now - r.ready_at >= STABLE_S]
+    backoff = {
+        model: value
+        for model, value in fleet.backoff.items()
+        if not any(name == model and since >= value.failed_at for name, since in stable)
+    }
     return replace(fleet, served_at=served, backoff=backoff)

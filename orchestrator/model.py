@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from orchestrator.gpu import Gpu, Lent, Need, Wait
 from orchestrator.metering.limits import NONE, Limits
+from orchestrator.scaling import Scaling
 from orchestrator.servers.endpoint import Endpoint, HealthRules
 
 
@@ -101,6 +102,10 @@ class Deployment:
     drain_timeout_s: float = 30.0
     min_replicas: int = 0
     max_replicas: int = 1
+    target_concurrency: float = 32.0
+    """The requests that one replica should have at a time; with more of them another is started."""
+    scale_down_delay_s: float = 300.0
+    """A replica more than its load asks for stays for this long."""
     limits: Limits = NONE
     """Of all keys together. At `max_concurrent` requests wait for each other, fairly by key."""
     stream_usage: bool = True
@@ -249,6 +254,7 @@ class Replica:
     ready_at: float | None = None
     idle_at: float | None = None
     """Since when nobody has used it; None while requests are in flight."""
+    in_flight: int = 0
     host: str = ""
     unknown: bool = False
     """Its host does not answer: it is left as it is."""
@@ -335,6 +341,8 @@ class Fleet:
     served_at: Mapping[str, float] = field(default_factory=dict)
     """When each model was last seen ready: older demand has been met."""
     tracks: Mapping[str, Track] = field(default_factory=dict)
+    scaling: Mapping[str, Scaling] = field(default_factory=dict)
+    """Of the models that may have several replicas."""
     gpus: tuple[Gpu, ...] = ()
     lent: Mapping[str, Lent] = field(default_factory=dict)
     """The use of each GPU, by its uuid."""
@@ -344,7 +352,7 @@ class Fleet:
     """Models that can never run on these GPUs, and why."""
     waits: Mapping[str, Wait] = field(default_factory=dict)
     serial: int = 0
-    """How many replicas have been launched; with `boot` it names the next."""
+    """Greater than any that a launch had; with `boot` it names the next."""
     boot: str = "boot"
     """Random for each run of the orchestrator, so that names never repeat."""
     known: bool = False

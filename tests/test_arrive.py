@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.actions import Action, Drain, Launch, Pull, Stop, Wake
-from orchestrator.arrive import BLOCKED_S, FINISH_S, LEAVE_S, START_S
+from orchestrator.arrive import BLOCKED_S, FINISH_S
 from orchestrator.decide import decide, waits
 from orchestrator.gpu import Gpu, Lent, Need
 from orchestrator.model import Demand, Deployment, Fleet, IdleAction, Phase, Replica, Track
+from orchestrator.victims import LEAVE_S, START_S
 from tests.gpus import GB, gpu, holder, machine, need
 from tests.values import PRESENT, deployment
 
