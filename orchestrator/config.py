@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from orchestrator.autoscale import default_target
 from orchestrator.errors import ConfigError
 from orchestrator.metering.limits import NONE, Limits
 from orchestrator.model import Deployment, EngineKind, IdleAction
@@ -100,6 +101,11 @@ def _deployment(name: str, model: ModelSettings, settings: Settings, folder: Pat
         if model.idle_action is IdleAction.SLEEP:
             raise ConfigError(f'models."{name}".idle_action: only vLLM can sleep')
         lifecycle["idle_action"] = IdleAction.STOP
+    if lifecycle["min_replicas"] > lifecycle["max_replicas"]:
+        raise ConfigError(f'models."{name}".min_replicas: {lifecycle["min_replicas"]} are more than max_replicas')
+    lifecycle["target_concurrency"] = lifecycle["target_concurrency"] or default_target(
+        model.args, lifecycle["max_concurrent"]
+    )
     limits = {key: lifecycle.pop(key) for key in ("requests_per_minute", "tokens_per_minute", "max_concurrent")}
     rules = {
         key: lifecycle.pop(f"health_{key}") for key in ("interval_s", "timeout_s", "window", "success_min", "slow_s")

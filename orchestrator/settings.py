@@ -31,6 +31,7 @@ PositiveSeconds = Annotated[float, Field(ge=0.05, le=86400, allow_inf_nan=False)
 UrlPath = Annotated[str, Field(pattern=r"^/[\x21-\x7e]*$")]
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[int, Field(ge=0, le=10**15)]
+REPLICAS_MAX = 100
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """What a process can be given."""
 Origin = Annotated[str, Field(pattern=r"^https?://[a-z0-9.\[\]:-]+$")]
@@ -188,8 +189,12 @@ class Lifecycle(Table):
     idle_timeout_s: Seconds = Field(300, description="an engine unused for this long is stopped")
     start_timeout_s: Seconds = Field(900, description="a start that takes longer has failed")
     drain_timeout_s: Seconds = Field(30, description="requests in flight get this long when an engine leaves")
-    min_replicas: int = Field(0, ge=0, le=1, description="1 keeps the model warm")
-    max_replicas: int = Field(1, ge=1, le=1, description="most engines of the model")
+    min_replicas: int = Field(0, ge=0, le=REPLICAS_MAX, description="so many engines are kept warm")
+    max_replicas: int = Field(1, ge=1, le=REPLICAS_MAX, description="most engines; beyond one, as its load asks for")
+    target_concurrency: float = Field(
+        0, ge=0, le=10**6, description="requests for one engine, more start another; 0: 70 % of what it takes, or 32"
+    )
+    scale_down_delay_s: Seconds = Field(300, description="an engine more than the load asks for stays this long")
     image: str = Field("", description="docker: the image; default: vllm/vllm-openai, or lmsysorg/sglang")
     share_gpus: bool = Field(True, description="take only what is needed of a GPU, so that others fit beside it")
     kv_requests: Count = Field(4, description="on a shared GPU: requests of full length that the KV cache has room for")
@@ -269,8 +274,10 @@ class ModelSettings(Table):
     idle_timeout_s: Seconds | None = None
     start_timeout_s: Seconds | None = None
     drain_timeout_s: Seconds | None = None
-    min_replicas: int | None = Field(None, ge=0, le=1)
-    max_replicas: int | None = Field(None, ge=1, le=1)
+    min_replicas: int | None = Field(None, ge=0, le=REPLICAS_MAX)
+    max_replicas: int | None = Field(None, ge=1, le=REPLICAS_MAX)
+    target_concurrency: float | None = Field(None, ge=0, le=10**6)
+    scale_down_delay_s: Seconds | None = None
     image: str | None = None
     share_gpus: bool | None = None
     kv_requests: Count | None = None

@@ -38,6 +38,9 @@ def test_flag_wins_over_environment_over_dotenv_over_file(tmp_path: Path) -> Non
         ('[models."a"]\nengine = "vlm"', 'models."a".engine'),
         ('[models."a"]\nsource = "not a source"', 'models."a".source'),
         ('[models."a"]\nenv = { "A=B" = "c" }', 'models."a".env'),
+        ('[models."a"]\nmin_replicas = 3\nmax_replicas = 2', 'models."a".min_replicas'),
+        ('[defaults]\nmin_replicas = 2\n[models."a"]', 'models."a".min_replicas'),
+        ('[models."a"]\nmax_replicas = 0', 'models."a".max_replicas'),
         ("not toml", "orchestrator.toml"),
     ],
 )
@@ -68,6 +71,16 @@ def test_sources(tmp_path: Path) -> None:
     assert (found["b"].source, found["b"].revision) == ("org/b", "v1")
     assert (found["c"].source, found["c"].idle_timeout_s) == (str(tmp_path / "w"), 7)
     assert (found["d"].source, found["d"].engine, found["d"].idle_timeout_s) == ("", EngineKind.COMMAND, 9)
+
+
+def test_the_target_of_a_replica(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.toml").write_text(
+        '[defaults]\nmax_replicas = 3\n[models."a"]\n[models."b"]\nargs = ["--max-num-seqs", "10"]\n'
+        '[models."c"]\nargs = ["--max-num-seqs", "10"]\nmax_concurrent = 100\n[models."d"]\ntarget_concurrency = 2.5\n'
+    )
+    found = deployments(load(folder=tmp_path, environ={}), folder=tmp_path)
+    assert [found[name].target_concurrency for name in "abcd"] == [32, 7, 70, 2.5]
+    assert {deployment.max_replicas for deployment in found.values()} == {3}
 
 
 def test_spec_changes_with_what_an_engine_is_started_with(tmp_path: Path) -> None:
