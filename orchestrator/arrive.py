@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.actions import Drain, Launch, Stop, Wake
 from orchestrator.crew import LEAVING, awake, spares
 from orchestrator.gpu import Need, Size, Wait
-from orchestrator.model import Deployment, Fleet, IdleAction, Phase, Replica, slug
+from orchestrator.model import Deployment, Fleet, IdleAction, Phase, Replica
 from orchestrator.placement import (
     ENGINE_DEFAULT_FRACTION,
     RESERVE_BYTES,
@@ -29,6 +29,7 @@ from orchestrator.placement import (
     rooms,
     would_fit,
 )
+from orchestrator.slug import slug
 from orchestrator.victims import LEAVE_S, START_S, Victim, victims_of
 
 FINISH_S = 15.0

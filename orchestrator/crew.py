@@ -16,12 +16,12 @@ def awake(fleet: Fleet, model: str) -> list[Replica]:
 
 
 def leave_order(replicas: Iterable[Replica]) -> list[Replica]:
-    """Who of a model's replicas is missed least: those that leave already, that start, that sleep, then those with the
-    fewest requests; of equals the newest."""
+    """Who of a model's replicas is missed least: those that leave already, that start, that sleep, then those with
+    settings of old, with the fewest requests; of equals the newest."""
     ranks = {Phase.SLEEPING: 2, Phase.READY: 3, **dict.fromkeys(STARTING, 1)}
     return sorted(
         sorted(replicas, key=lambda r: (r.created_at, r.id), reverse=True),
-        key=lambda r: (ranks.get(r.phase, 0), r.in_flight),
+        key=lambda r: (ranks.get(r.phase, 0), r.stale_at is None, r.in_flight),
     )
 
 

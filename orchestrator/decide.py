@@ -81,7 +81,7 @@ def wished(deployment: Deployment, fleet: Fleet, now: float) -> int:
        those who sleep with requests in flight beside those who are awake.
     """
     demand = fleet.demand.get(deployment.name, Demand())
-    up = len(awake(fleet, deployment.name))
+    up = len(_up(deployment, fleet))
     if (_stopped(demand) and not demand.held) or (not up and not wanted(deployment, fleet, now)):
         return 0
     scaling = fleet.scaling.get(deployment.name)
@@ -93,6 +93,17 @@ def wished(deployment: Deployment, fleet: Fleet, now: float) -> int:
 def _stopped(demand: Demand) -> bool:
     """Whether it was stopped by hand, and nobody has asked since."""
     return demand.stop_at is not None and (demand.asked_at is None or demand.asked_at <= demand.stop_at)
+
+
+def _stopped_one(fleet: Fleet, replica: Replica) -> bool:
+    """Whether it was there when its model was stopped by hand."""
+    stop_at = fleet.demand.get(replica.model, Demand()).stop_at
+    return stop_at is not None and replica.created_at <= stop_at
+
+
+def _up(deployment: Deployment, fleet: Fleet) -> list[Replica]:
+    """Its replicas that serve or are about to, and were not stopped by hand."""
+    return [replica for replica in awake(fleet, deployment.name) if not _stopped_one(fleet, replica)]
 
 
 def _sleeps_on(replica: Replica) -> bool:
@@ -144,11 +155,10 @@ def _why_leave(deployment: Deployment | None, fleet: Fleet, replica: Replica, no
     """Why a live replica should go; empty: it stays."""
     if deployment is None:
         return "its model is no longer configured"
-    if deployment.spec != replica.spec:
-        return "its settings changed"
-    demand = fleet.demand.get(deployment.name, Demand())
-    if demand.stop_at is not None and replica.created_at <= demand.stop_at:
+    if _stopped_one(fleet, replica):
         return "stopped by hand"
+    if deployment.spec != replica.spec and _replaceable(deployment, fleet, replica, now):
+        return "its settings changed"
     if replica in _beyond_max(deployment, fleet, replica):
         return "one more than max_replicas"
     if replica.phase is Phase.SLEEPING:
@@ -164,10 +174,21 @@ def _beyond_max(deployment: Deployment, fleet: Fleet, replica: Replica) -> list[
     return leave_order(live)[: max(len(live) - deployment.max_replicas, 0)]
 
 
+def _replaceable(deployment: Deployment, fleet: Fleet, replica: Replica, now: float) -> bool:
+    """Whether one with settings of old leaves now: at once if it does not serve, or its model may have only one. Else
+    the others go on serving: when nobody else comes or goes and none is lacking, but after `start_timeout_s` anyway."""
+    stale_s = 0.0 if replica.stale_at is None else now - replica.stale_at
+    if replica.phase is not Phase.READY or deployment.max_replicas == 1 or stale_s >= deployment.start_timeout_s:
+        return True
+    replicas = fleet.of(deployment.name)
+    still = all(r.phase in (Phase.READY, Phase.SLEEPING) for r in replicas) and not _lacks(deployment, fleet, now)
+    return still and replica is leave_order([r for r in replicas if r.spec != deployment.spec])[0]
+
+
 def _spared_by_load(deployment: Deployment, fleet: Fleet, now: float) -> Replica | None:
     """The next to leave because there is work for fewer; one at a time, so None while another is leaving."""
     replicas = fleet.of(deployment.name)
-    up = awake(fleet, deployment.name)
+    up = _up(deployment, fleet)
     if len(up) < 2 or any(r.phase in LEAVING for r in replicas) or len(up) <= wished(deployment, fleet, now):
         return None
     return leave_order(up)[0]
@@ -222,7 +243,7 @@ def _may_start(deployment: Deployment, fleet: Fleet, now: float) -> bool:
 
 def _lacks(deployment: Deployment, fleet: Fleet, now: float) -> bool:
     """Whether one more should be awake."""
-    return len(awake(fleet, deployment.name)) < wished(deployment, fleet, now)
+    return len(_up(deployment, fleet)) < wished(deployment, fleet, now)
 
 
 def _in_turn(deployments: Mapping[str, Deployment], fleet: Fleet) -> list[Deployment]:

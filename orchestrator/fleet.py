@@ -2,7 +2,7 @@
 
 `advance` folds a sighting in, which must have begun after whatever else was folded in before it; `launched`,
 `landed`, `stopped`, `drained`, `failed` and `forgiven` fold in what we did ourselves;
-`track` derives the phase that users see. `decide` then looks at the result.
+`decide` then looks at the result.
 
 A replica's phase, by what is seen of it (rows in order; first match wins):
 
@@ -26,7 +26,6 @@ from dataclasses import replace
 
 from orchestrator.actions import Launch
 from orchestrator.autoscale import followed
-from orchestrator.decide import wanted
 from orchestrator.foreign import lent
 from orchestrator.model import (
     Backoff,
@@ -39,9 +38,7 @@ from orchestrator.model import (
     Progress,
     Replica,
     Sighting,
-    Track,
     Traffic,
-    WeightsState,
 )
 from orchestrator.placement import unfit
 
@@ -52,7 +49,6 @@ STABLE_S = 60.0
 BACKOFF_BASE_S = 2.0
 BACKOFF_MAX_S = 300.0
 
-STARTS = frozenset({Phase.PULLING, Phase.QUEUED, Phase.STARTING, Phase.LOADING})
 LEAVES = frozenset({Phase.DRAINING, Phase.FAILED})
 
 
@@ -207,52 +203,6 @@ def forgiven(fleet: Fleet, model: str) -> Fleet:
     return replace(fleet, backoff={key: value for key, value in fleet.backoff.items() if key != model})
 
 
-def track(fleet: Fleet, deployments: Mapping[str, Deployment], now: float) -> Fleet:
-    """Derive each model's phase, and keep the times of the start it is in."""
-    old = {name: fleet.tracks.get(name, Track(phase_at=now)) for name in deployments}
-    phases = {name: phase_of(fleet, deployment, now) for name, deployment in deployments.items()}
-    return replace(fleet, tracks={n: _tracked(old[n], phases[n], _wakes(fleet, n), now) for n in deployments})
-
-
-def _wakes(fleet: Fleet, model: str) -> bool:
-    """Whether the start that a model is in, or would be in were it asked for, is a wake."""
-    return any(r.phase is Phase.SLEEPING or (r.phase in STARTS and r.woken_at is not None) for r in fleet.of(model))
-
-
-def phase_of(fleet: Fleet, deployment: Deployment, now: float) -> Phase:
-    """The phase of a model as its users see it: that of the replica nearest to ready, else its wait."""
-    phases = {replica.phase for replica in fleet.of(deployment.name)}
-    for phase in (Phase.READY, Phase.LOADING, Phase.STARTING, Phase.DRAINING):
-        if phase in phases:
-            return phase
-    if Phase.SLEEPING in phases:
-        return Phase.QUEUED if wanted(deployment, fleet, now) else Phase.SLEEPING
-    if deployment.name in fleet.unfit:
-        return Phase.FAILED
-    weights = fleet.weights.get(deployment.name)
-    if weights is not None and weights.state is WeightsState.PULLING:
-        return Phase.PULLING
-    backoff = fleet.backoff.get(deployment.name)
-    if backoff is not None and (backoff.permanent or now < backoff.retry_at):
-        return Phase.FAILED
-    if wanted(deployment, fleet, now):
-        return Phase.QUEUED
-    return Phase.FAILED if backoff is not None else Phase.COLD
-
-
-def _tracked(old: Track, phase: Phase, wake: bool, now: float) -> Track:
-    """A cold start that follows a wake that failed is another start."""
-    other = phase in STARTS and wake is not old.wake
-    if phase is old.phase and not other:
-        return old
-    begins = phase in STARTS and (old.phase not in STARTS or other)
-    ends = phase not in STARTS and phase not in (Phase.READY, Phase.FAILED)
-    if begins or ends:
-        return Track(phase=phase, phase_at=now, start_at=now if begins else None, wake=wake)
-    left = ((old.phase, now - old.phase_at),) if old.phase in STARTS else ()
-    return replace(old, phase=phase, phase_at=now, seconds=old.seconds + left)
-
-
 def _next(
     old: Replica, instance: Instance | None, deployment: Deployment | None, seen: Sighting, now: float
 ) -> Replica | None:
@@ -272,6 +222,7 @@ def _next(
         gpus=instance.gpus or old.gpus,
         gpu_bytes=instance.gpu_bytes or old.gpu_bytes,
         gpu_fixed_bytes=seen.fixed_bytes.get(old.id, 0) * len(instance.gpus) or old.gpu_fixed_bytes,
+        stale_at=None if deployment is None or deployment.spec == old.spec else old.stale_at or now,
     )
     if new.phase in LEAVES:
         return new

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -255,6 +254,8 @@ class Replica:
     idle_at: float | None = None
     """Since when nobody has used it; None while requests are in flight."""
     in_flight: int = 0
+    stale_at: float | None = None
+    """Since when its model's settings are others than it was started with."""
     host: str = ""
     unknown: bool = False
     """Its host does not answer: it is left as it is."""
@@ -390,8 +391,3 @@ class StartRecord:
     """What the engine took of all its GPUs but for the KV cache; 0: it did not say."""
     wake: bool = False
     """An engine was woken; no cold start, and no measure of one."""
-
-
-def slug(model: str) -> str:
-    """A model's name as part of a file or container name."""
-    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:60]

@@ -30,6 +30,7 @@ from orchestrator.ports import Clock, Engine, History, Prime, Runtime, WeightsSt
 from orchestrator.prime import Primer
 from orchestrator.scout import STARTING_PROBE_S, Scout
 from orchestrator.starts import ended_starts, newest
+from orchestrator.tracks import tracked
 from orchestrator.upstream import Pool, Timeouts
 
 LIST_TIMEOUT_S = 10.0
@@ -188,7 +189,7 @@ class Reconciler:
         for action in decide(self.deployments, self._fleet, now, self._orphan_grace_s):
             self._act(action, now)
         self._fleet = replace(self._fleet, waits=waits(self.deployments, self._fleet, now))
-        self._fleet = step.track(self._fleet, self.deployments, now)
+        self._fleet = tracked(self._fleet, self.deployments, now)
         self._primer.look(self._fleet, self.deployments)
         self._remember(before, now)
         self._lay_lanes()

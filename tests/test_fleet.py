@@ -26,6 +26,7 @@ from orchestrator.model import (
     WeightsState,
 )
 from orchestrator.starts import ended_starts, newest
+from orchestrator.tracks import phase_of, tracked
 from tests.values import deployment, fleet, instance, replica
 
 MODELS = {"m": deployment(start_timeout_s=30.0)}
@@ -162,7 +163,7 @@ def test_a_launch_that_may_have_happened_keeps_its_lease_until_it_is_stopped() -
 
 
 def track(known: Fleet, now: float) -> Fleet:
-    return step.track(known, MODELS, now)
+    return tracked(known, MODELS, now)
 
 
 def test_a_start_is_timed_by_phase_and_recorded_once() -> None:
@@ -199,7 +200,7 @@ def test_an_adoption_is_no_start() -> None:
     ],
 )
 def test_the_phase_that_users_see(known: Fleet, phase: Phase) -> None:
-    assert step.phase_of(known, MODELS["m"], 10.0) is phase
+    assert phase_of(known, MODELS["m"], 10.0) is phase
 
 
 # --- sleep ---

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIRING = {f"orchestrator/{name}.py" for name in ("app", "embedder_choice", "library", "parts")}
 PURE = (
     *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views", "fair"),
-    *("arrive", "autoscale", "crew", "placement", "scaling", "victims"),
+    *("arrive", "autoscale", "crew", "placement", "scaling", "slug", "tracks", "victims"),
     *(f"metering/{name}" for name in ("limits", "stream_usage", "tap", "usage")),
     "access/key",
     *(

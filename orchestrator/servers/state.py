@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
-from orchestrator.model import Deployment, Phase, slug
+from orchestrator.model import Deployment, Phase
 from orchestrator.servers.endpoint import Endpoint, HealthRules
+from orchestrator.slug import slug
 
 FAILURES_MAX = 2
 """Failed checks in a row that take a server out; after the first of them the next comes at once. So one that dies is

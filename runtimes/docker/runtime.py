@@ -25,8 +25,9 @@ from docker.errors import NotFound as NoSuchThing
 from orchestrator.crash import crash_point
 from orchestrator.errors import LaunchFailed, NotFound, RuntimeUnavailable
 from orchestrator.gpu import Gpu
-from orchestrator.model import Instance, InstanceState, slug
+from orchestrator.model import Instance, InstanceState
 from orchestrator.ports import LaunchSpec
+from orchestrator.slug import slug
 from runtimes.docker import container, paths
 from runtimes.docker.container import Mount, Options, name_of
 from runtimes.docker.host import Address, DockerHost

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
-from orchestrator.fleet import BACKOFF_BASE_S, BACKOFF_MAX_S, LEAVES
-from orchestrator.model import Demand, Deployment, Fleet, Phase, WeightsState
+from orchestrator.crew import awake
+from orchestrator.decide import FEWER
+from orchestrator.fleet import BACKOFF_BASE_S, BACKOFF_MAX_S, LEAVES, STABLE_S
+from orchestrator.model import Demand, Deployment, Fleet, Phase, Replica, WeightsState
 from orchestrator.placement import place, rooms
-from tests.sim.world import GPUS, NEEDS, World
+from tests.sim.world import GPUS, NEEDS, REPLICAS, World
 
 WINDOW_S = 60.0
 LAUNCHES_PER_WINDOW_MAX = 12
 """Back-off 0, 2, 4, 8, 16 s allows six starts of an engine that dies as soon as it serves; as many again for
-those that somebody stopped, changed or asked for by hand."""
+those that somebody stopped, changed or asked for by hand. For each replica that a model may have."""
 PASSES_TO_START_MAX = 2
 WAIT_S_MAX = 600.0
 """Six models take turns: each has its residency, the rest of a turn, requests of 15 s, and a start of 60 s at worst."""
@@ -59,8 +61,15 @@ class Laws:
         wait_s = min(BACKOFF_BASE_S * 2.0 ** (self.failures[model] - 1), BACKOFF_MAX_S)
         self.not_before[model] = now + wait_s
 
+    def lost(self, replica: Replica, now: float) -> None:
+        """One came to an unwanted end. After serving for long it has shown that its model can start."""
+        if replica.ready_at is None:
+            self.failed(replica.model, now)
+        elif now - replica.ready_at >= STABLE_S:
+            self.forgiven(replica.model)
+
     def forgiven(self, model: str) -> None:
-        """It was ready, or somebody asked by hand."""
+        """One has become ready, or somebody asked by hand."""
         self.failures.pop(model, None)
         self.not_before.pop(model, None)
 
@@ -69,10 +78,11 @@ class Laws:
         for old in before.replicas.values():
             new = after.replicas.get(old.id)
             ended = new.phase is Phase.FAILED if new is not None else old.seen
-            if ended and old.phase not in LEAVES and old.ready_at is None:
-                self.failed(old.model, now)
+            if ended and old.phase not in LEAVES:
+                self.lost(old, now)
         for replica in after.replicas.values():
-            if replica.phase is Phase.READY:
+            known = before.replicas.get(replica.id)
+            if replica.phase is Phase.READY and (known is None or known.phase is not Phase.READY):
                 self.forgiven(replica.model)
 
     # --- what was decided ---
@@ -87,6 +97,7 @@ class Laws:
         for action in actions:
             if isinstance(action, Drain):
                 self._drain(action, world, now)
+        _leave_some(actions, fleet)
 
     def _drain(self, drain: Drain, world: World, now: float) -> None:
         engine = world.engines.get(drain.replica)
@@ -117,7 +128,8 @@ class Laws:
         asked_at = float("-inf") if demand.asked_at is None else demand.asked_at
         if demand.stop_at is not None and not demand.held and asked_at <= demand.stop_at:
             raise Broken(f"{launch.model} was stopped by hand, and started though nobody asked")
-        times = self.attempts.setdefault(launch.model, deque(maxlen=LAUNCHES_PER_WINDOW_MAX))
+        most = LAUNCHES_PER_WINDOW_MAX * REPLICAS.get(launch.model, (0, 1))[1]
+        times = self.attempts.setdefault(launch.model, deque(maxlen=most))
         if len(times) == times.maxlen and now - times[0] < WINDOW_S:
             raise Broken(f"{launch.model} was started more than {times.maxlen} times in {WINDOW_S:g} s")
         times.append(now)
@@ -171,7 +183,8 @@ class Laws:
                 raise Broken(f"{deployment.name} has waited for a GPU for {waited_s:.0f} s")
 
     def wait(self, fleet: Fleet, deployments: Iterable[Deployment], busy: set[str], now: float) -> None:
-        """Fairness: who is waited for and could be started is, within a few passes. `busy`: an effect runs."""
+        """Fairness: who is waited for, or has fewer than `min_replicas`, and could be started is, within a few passes.
+        `busy`: an effect runs."""
         free = rooms(fleet.gpus, fleet.foreign, fleet.replicas.values())
         for deployment in deployments:
             name = deployment.name
@@ -180,11 +193,11 @@ class Laws:
                 raise Broken(f"{name} would wait {backoff.retry_at - now:.0f} s after a failure")
             could = (
                 fleet.known
-                and fleet.demand.get(name, Demand()).held > 0
+                and _lacking(deployment, fleet)
                 and (weights is not None and weights.state is WeightsState.PRESENT)
                 and (backoff is None or now >= backoff.retry_at)
                 and (deployment.gpus == 0 or (fleet.waits.keys() <= {name} and place(NEEDS[name], free) is not None))
-                and not fleet.of(name)
+                and len(fleet.of(name)) < deployment.max_replicas
                 and name not in busy
             )
             self._patience(deployment, fleet, now)
@@ -192,3 +205,26 @@ class Laws:
             if self.could_start[name] > PASSES_TO_START_MAX:
                 raise Broken(f"{name} is waited for and could start, but is not started")
         self.judged_at = now
+
+
+def _lacking(deployment: Deployment, fleet: Fleet) -> bool:
+    """Whether somebody waits and nothing is there, or less is there than there always should be."""
+    demand, up = fleet.demand.get(deployment.name, Demand()), awake(fleet, deployment.name)
+    stopped = demand.stop_at is not None and (demand.asked_at is None or demand.asked_at <= demand.stop_at)
+    return (demand.held > 0 and not up) or (not stopped and len(up) < deployment.min_replicas)
+
+
+def _leave_some(actions: Sequence[Action], fleet: Fleet) -> None:
+    """Replicas leave one at a time when there is work for fewer, and make room for one more of another model only where
+    that leaves their own model served."""
+    going = {a.replica for a in actions if isinstance(a, Drain | Stop | Sleep)}
+    for action in actions:
+        if not isinstance(action, Drain | Stop) or (victim := fleet.replicas.get(action.replica)) is None:
+            continue
+        replicas = [r for r in fleet.of(victim.model) if r is not victim]
+        stay = [r for r in replicas if r.id not in going and r in awake(fleet, victim.model)]
+        if action.reason == FEWER and (not stay or any(r.phase in LEAVES or r.id in going for r in replicas)):
+            raise Broken(f"{victim.id} leaves for want of work beside {[(r.id, r.phase) for r in replicas]}")
+        asker = action.reason.removeprefix("making room for ")
+        if asker != action.reason and awake(fleet, asker) and victim.phase is not Phase.SLEEPING and not stay:
+            raise Broken(f"{victim.id}, its model's only one, makes room for one more of {asker}")

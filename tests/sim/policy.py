@@ -28,6 +28,7 @@ from orchestrator.model import (
     Weights,
     WeightsState,
 )
+from orchestrator.tracks import tracked
 
 GB = 10**9
 START_S = (20.0, 40.0)
@@ -178,7 +179,7 @@ class Turns:
                         assert not engine.ends, f"{replica} was cut"
                         engine.gone_at = min(engine.gone_at, self.now + STOP_S)
         self.fleet = replace(self.fleet, waits=waits(self.models, self.fleet, self.now))
-        self.fleet = step.track(self.fleet, self.models, self.now)
+        self.fleet = tracked(self.fleet, self.models, self.now)
         for ready in [r for r in self.fleet.replicas.values() if r.phase is Phase.READY]:
             self._serve(ready.model, self.engines[ready.id])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,19 @@ from orchestrator import fleet as step
 from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
 from orchestrator.decide import decide, waits
 from orchestrator.gpu import Need
-from orchestrator.model import Demand, Deployment, Fleet, Instance, Phase, Sighting, Traffic, Weights, WeightsState
+from orchestrator.model import (
+    Demand,
+    Deployment,
+    Fleet,
+    Instance,
+    Phase,
+    Replica,
+    Sighting,
+    Traffic,
+    Weights,
+    WeightsState,
+)
+from orchestrator.tracks import tracked
 from tests.sim.laws import Broken, Laws
 from tests.sim.world import GB, GPUS, NEEDS, SLEEPERS, World, deployments
 
@@ -21,6 +34,11 @@ PATIENCE_S = 40.0
 QUIET_S = 300.0
 CALM_S = 800.0
 """Longer than the longest back-off and a start: in a calm world, who asks for this long is served."""
+STEADY_MODEL, STEADY_REPLICAS, STEADY_IN_FLIGHT = "m0", 3, (3, 7)
+"""One with a target of 2: at 5 requests in the mean there is work for 3 replicas."""
+STEADY_S = 200.0
+SETTLE_S = 150.0
+"""A stable window and what it takes to leave a panic and the delay of scaling down."""
 
 
 Outcome = Callable[[Fleet, float], Fleet]
@@ -77,11 +95,47 @@ class Sim:
         self.deployments = deployments(self.specs)
         for model in self.deployments:
             self.serve_in_calm(model)
+        self.keep_steady()
         ends_at = self.now + QUIET_S
         while self.now < ends_at:
             self.step(1.0)
-        if self.world.engines or self.fleet.replicas or any(e.gpus for e in self.world.engines.values()):
-            raise Broken(f"engines are left in the quiet: {sorted(self.world.engines)}")
+        kept = {
+            name: d.min_replicas for name, d in self.deployments.items() if d.min_replicas and not self.stopped(name)
+        }
+        left = Counter(engine.model for engine in self.world.engines.values())
+        if left != kept or Counter(replica.model for replica in self.fleet.replicas.values()) != kept:
+            raise Broken(f"in the quiet {dict(left)} engines are left, and should be {kept}")
+
+    def stopped(self, model: str) -> bool:
+        """By hand, and nobody has asked since."""
+        demand = self.demand.get(model, Demand())
+        return demand.stop_at is not None and (demand.asked_at is None or demand.asked_at <= demand.stop_at)
+
+    def keep_steady(self) -> None:
+        """Load that is the same in the mean: in the end there are as many replicas as it needs, and they stay."""
+        ends_at, settled_at = self.now + CALM_S, None
+        while settled_at is None or self.now < settled_at + STEADY_S:
+            ready = [r.id for r in self.fleet.of(STEADY_MODEL) if r.phase is Phase.READY]
+            self.ask_steadily(ready)
+            before = len(self.world.launches)
+            self.step(1.0)
+            up = [r for r in self.fleet.of(STEADY_MODEL) if r.phase is Phase.READY]
+            if settled_at is None and len(up) == STEADY_REPLICAS and self.now > ends_at - CALM_S + SETTLE_S:
+                settled_at = self.now
+            if settled_at is None and self.now > ends_at:
+                raise Broken(f"{STEADY_MODEL} has {len(up)} replicas under a load for {STEADY_REPLICAS}")
+            if settled_at is not None and (len(up) != STEADY_REPLICAS or len(self.world.launches) > before):
+                raise Broken(f"{STEADY_MODEL} has {len(up)} replicas under a load that has not changed")
+
+    def ask_steadily(self, ready: list[str]) -> None:
+        """Requests of 1 to 3 s, so that some are always there."""
+        if not ready:
+            self.request(STEADY_MODEL, hold=False)
+            return
+        low, high = STEADY_IN_FLIGHT
+        there = sum(len(engine.ends) for engine in self.world.engines.values() if engine.model == STEADY_MODEL)
+        for _ in range(self.dice.randint(low, high) - there):
+            self.request(STEADY_MODEL, hold=False, takes_s=(0.5, 1.5))
 
     def serve_in_calm(self, model: str) -> None:
         before, ends_at = self.served, self.now + CALM_S
@@ -116,6 +170,10 @@ class Sim:
             self.world.foreign = {dice.choice(GPUS).uuid: taken}
         elif luck < 0.375:
             self.by_hand(self.some_model())
+        elif luck < 0.39:
+            model = self.some_model()
+            for _ in range(dice.randint(5, 15)):  # a class begins
+                self.request(model, hold=dice.random() < 0.8)
 
     def some_model(self) -> str:
         return self.dice.choice(list(self.deployments))
@@ -140,7 +198,7 @@ class Sim:
             engine.ends = []  # the connections went through us
         self.boot()
 
-    def request(self, model: str, *, hold: bool) -> None:
+    def request(self, model: str, *, hold: bool, takes_s: tuple[float, float] = (0.1, 15)) -> None:
         ready = [r for r in self.fleet.of(model) if r.phase is Phase.READY]
         if not ready:
             self.note(model, asked_at=self.now)
@@ -149,16 +207,20 @@ class Sim:
             else:
                 self.refused += 1
             return
-        self.send(ready[0].id)
+        self.send(self.least_loaded(ready), takes_s)
 
-    def send(self, replica: str) -> None:
+    def least_loaded(self, ready: list[Replica]) -> str:
+        engines = self.world.engines
+        return min(ready, key=lambda r: len(engines[r.id].ends) if r.id in engines else 0).id
+
+    def send(self, replica: str, takes_s: tuple[float, float] = (0.1, 15)) -> None:
         engine = self.world.engines.get(replica)
         if engine is None or not engine.alive(self.now):
             self.failed += 1
             return
         if engine.asleep:
             raise Broken(f"a request was sent to {replica}, which sleeps")
-        engine.ends.append(self.now + self.dice.uniform(0.1, 15))
+        engine.ends.append(self.now + self.dice.uniform(*takes_s))
         self.served += 1
 
     def note(self, model: str, **changes: float) -> None:
@@ -199,7 +261,7 @@ class Sim:
         for action in actions:
             self.act(action)
         self.fleet = replace(self.fleet, waits=waits(self.deployments, self.fleet, self.now))
-        self.fleet = step.track(self.fleet, self.deployments, self.now)
+        self.fleet = tracked(self.fleet, self.deployments, self.now)
 
     def sighting(self, instances: tuple[Instance, ...] | None) -> Sighting:
         engines, held = self.world.engines, [model for model, _ in self.held]
@@ -216,6 +278,7 @@ class Sim:
             weights={model: self.world.weights[model] for model in self.deployments},
             demand={m: replace(self.demand.get(m, Demand()), held=held.count(m)) for m in self.deployments},
             traffic={k: Traffic(in_flight=len(e.ends), last_byte_at=e.last_byte_at) for k, e in engines.items()},
+            loads=self.world.loads(self.now),
             gpus=self.world.gpus(self.now),
             needs={model: NEEDS.get(model, Need()) for model in self.deployments},
             asleep=self.asleep(instances),
@@ -295,8 +358,8 @@ class Sim:
     def broken(self, fleet: Fleet, replica: str, now: float) -> Fleet:
         """One that had failed already counts once; one that had served is made good at once."""
         known = fleet.replicas.get(replica)
-        if known is not None and known.phase not in step.LEAVES and known.ready_at is None:
-            self.laws.failed(known.model, now)
+        if known is not None and known.phase not in step.LEAVES:
+            self.laws.lost(known, now)
         return step.broken(fleet, replica, "it did not wake", now)
 
     def returned(self, action: Action) -> None:
@@ -337,7 +400,7 @@ class Sim:
             track, backoff = self.fleet.tracks.get(model), self.fleet.backoff.get(model)
             gave_up = track is None or (track.phase is Phase.FAILED and backoff and self.now < backoff.retry_at)
             if ready:
-                self.send(ready[0].id)
+                self.send(self.least_loaded(ready))
             elif gave_up or self.now >= until:
                 self.refused += 1
             else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.actions import Launch
 from orchestrator.gpu import Gpu, Need, Size
-from orchestrator.model import Deployment, EngineKind, IdleAction, Instance, InstanceState, Weights, WeightsState
+from orchestrator.model import Deployment, EngineKind, IdleAction, Instance, InstanceState, Load, Weights, WeightsState
 from orchestrator.placement import ASLEEP_BYTES
 
 GB = 10**9
@@ -22,11 +22,15 @@ NEEDS = {
 }
 """One that takes what it gets, two that share, one of which fits on large GPUs only, and one for two GPUs."""
 SLEEPERS = frozenset({"m3", "m4"})
+REPLICAS = {"m0": (0, 4), "m2": (0, 2), "m3": (0, 2), "m6": (2, 3)}
+"""The least and the most, where not none and one: two on the CPU, one on whole GPUs, one that shares and sleeps."""
+SEATS = 3
+"""Requests that an engine works on at a time; the others wait at it."""
 FATES = ("good", "good", "good", "stuck", "dies at start", "dies later", "falls sick")
 
 
 def deployments(spec: int = 0) -> dict[str, Deployment]:
-    """Six models: two on the CPU, four that want more of three GPUs than there is; `spec` changes what they are
+    """Seven models: three on the CPU, four that want more of three GPUs than there is; `spec` changes what they are
     started with."""
     return {
         f"m{n}": Deployment(
@@ -34,7 +38,7 @@ def deployments(spec: int = 0) -> dict[str, Deployment]:
             engine=EngineKind.COMMAND,
             source=f"org/m{n}",
             args=(str(spec),),
-            gpus=0 if n < 2 else None,
+            gpus=0 if f"m{n}" not in NEEDS else None,
             priority=n % 2 if n < 4 else 0,
             residency_min_s=10.0,
             turn_max_s=30.0,
@@ -43,8 +47,12 @@ def deployments(spec: int = 0) -> dict[str, Deployment]:
             idle_timeout_s=20.0,
             start_timeout_s=60.0,
             drain_timeout_s=10.0,
+            min_replicas=REPLICAS.get(f"m{n}", (0, 1))[0],
+            max_replicas=REPLICAS.get(f"m{n}", (0, 1))[1],
+            target_concurrency=2.0,
+            scale_down_delay_s=15.0,
         )
-        for n in range(6)
+        for n in range(7)
     }
 
 
@@ -131,6 +139,19 @@ class World:
             )
             for engine in self.engines.values()
         )
+
+    def loads(self, now: float) -> dict[str, Load]:
+        """What engines say of their load; now and then one does not."""
+        return {
+            engine.id: Load(
+                running=min(len(engine.ends), SEATS),
+                waiting=max(len(engine.ends) - SEATS, 0),
+                kv_use=min(len(engine.ends) / (2 * SEATS), 1.0),
+                at=now - self.dice.uniform(0, 12),
+            )
+            for engine in self.engines.values()
+            if engine.healthy(now) and self.dice.random() < 0.8
+        }
 
     def gpus(self, now: float) -> tuple[Gpu, ...]:
         """As NVML would show them: engines that are up use what they hold, and so do other programs."""
