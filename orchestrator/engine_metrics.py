@@ -19,10 +19,10 @@ from orchestrator.access.auth import KeyRing
 from orchestrator.access.key import Key
 from orchestrator.activator import Activator, Route
 from orchestrator.balance.lane import Lane
-from orchestrator.errors import ApiError
+from orchestrator.errors import ApiError, UpstreamError
 from orchestrator.json_response import Json
 from orchestrator.model import Scope
-from orchestrator.upstream import Connection, UpstreamError
+from orchestrator.upstream import Connection
 
 SCRAPE_S = 8.0
 """Less than Prometheus' own 10, so that it hears why."""

@@ -25,6 +25,26 @@ class EngineUnreachable(OrchestratorError):
     """An engine did not do what it was told; the message is one sentence."""
 
 
+class UpstreamError(OrchestratorError):
+    """The engine did not give a whole answer."""
+
+
+class UpstreamUnreachable(UpstreamError):
+    """The request was not answered at all: there was no connection."""
+
+
+class UpstreamLost(UpstreamUnreachable):
+    """The connection closed before the first byte of an answer: whether the engine has seen the request is unknown."""
+
+
+class UpstreamBroken(UpstreamError):
+    """It closed, or sent what is not HTTP, in the middle."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """It was silent for too long."""
+
+
 class NotFound(OrchestratorError):
     """No such thing."""
 

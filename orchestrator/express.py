@@ -17,14 +17,14 @@ from orchestrator.access.auth import KeyRing
 from orchestrator.access.browsers import by_browser
 from orchestrator.activator import Activator
 from orchestrator.balance.lane import Lane
-from orchestrator.errors import ApiError
+from orchestrator.errors import ApiError, UpstreamError, UpstreamUnreachable
 from orchestrator.guard import GuardedProtocol
 from orchestrator.hold import Turn
 from orchestrator.metering.meter import Bill, Meter, Outcome
 from orchestrator.model import Scope
 from orchestrator.proxy import TARGETS, fault
 from orchestrator.reader import peek
-from orchestrator.upstream import Headers, UpstreamError, UpstreamUnreachable
+from orchestrator.upstream import Headers
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from orchestrator.balance.names import Balance
 from orchestrator.gpu import Gpu, Lent, Need, Wait
 from orchestrator.metering.limits import NONE, Limits
 from orchestrator.scaling import Scaling
@@ -105,6 +106,7 @@ class Deployment:
     """The requests that one replica should have at a time; with more of them another is started."""
     scale_down_delay_s: float = 300.0
     """A replica more than its load asks for stays for this long."""
+    balance: Balance = Balance.LEAST_LOADED
     limits: Limits = NONE
     """Of all keys together. At `max_concurrent` requests wait for each other, fairly by key."""
     stream_usage: bool = True

@@ -19,7 +19,7 @@ from orchestrator import wire
 from orchestrator.access.auth import KeyRing
 from orchestrator.activator import Activator, Route
 from orchestrator.balance.lane import Lane
-from orchestrator.errors import ApiError
+from orchestrator.errors import ApiError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from orchestrator.hold import Turn
 from orchestrator.metering.gate import fields_of
 from orchestrator.metering.meter import Bill, Meter, Outcome
@@ -28,13 +28,7 @@ from orchestrator.patience import patience
 from orchestrator.reader import ClientGone, Peek, peek, peek_multipart, read_body, with_stream_default
 from orchestrator.refusal import describe, refusal
 from orchestrator.settings import ActivatorSettings
-from orchestrator.upstream import (
-    Connection,
-    Headers,
-    UpstreamError,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from orchestrator.upstream import Connection, Headers
 
 PROGRESS_S = 5.0
 """A stream that waits says so this often, so that no proxy between closes it."""

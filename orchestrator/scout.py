@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from orchestrator.errors import EngineUnreachable, OrchestratorError
+from orchestrator.errors import EngineUnreachable, OrchestratorError, UpstreamError
 from orchestrator.model import Deployment, EngineKind, Fleet, Instance, InstanceState, Phase, Progress, Replica
 from orchestrator.ports import Engine, Runtime
-from orchestrator.upstream import Pool, Timeouts, UpstreamError
+from orchestrator.upstream import Pool, Timeouts
 
 STARTING_PROBE_S = 0.1
 """A starting engine is asked this often: it bounds how late we notice that it is ready."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orchestrator.balance.names import Balance
 from orchestrator.model import EngineKind, IdleAction
 from orchestrator.servers.endpoint import normal_url
 
@@ -206,6 +207,11 @@ class Lifecycle(Table):
     requests_per_minute: Limit = Field(0, description="most requests of all keys together; beyond it 429; 0: no limit")
     tokens_per_minute: Limit = Field(0, description="most tokens, of prompts and answers; beyond it 429; 0: no limit")
     max_concurrent: Limit = Field(0, description="most requests at its engine; the others wait, fairly by key; 0: all")
+    balance: Balance = Field(
+        Balance.LEAST_LOADED,
+        description="which of several engines a request takes: least_loaded, prefix (where its cache is), "
+        "round_robin, random_two",
+    )
     stream_usage: bool = Field(
         True, description="ask its engine for the usage of streams; false where it refuses `stream_options`"
     )
@@ -231,6 +237,10 @@ class UsageSettings(Table):
 class ProxySettings(Table):
     connect_timeout_s: Seconds = Field(5, description="an engine must accept a connection within this")
     first_byte_timeout_s: Seconds = Field(600, description="an engine must begin its answer within this")
+    attempt_timeout_s: Seconds = Field(
+        60,
+        description="a stream that has not begun after this is tried at another engine of its model, if there is one",
+    )
     stream_idle_timeout_s: Seconds = Field(300, description="the longest silence within an answer")
     request_timeout_s: Seconds = Field(3600, description="the longest an answer may take in all")
 
@@ -289,6 +299,7 @@ class ModelSettings(Table):
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     max_concurrent: Limit | None = None
+    balance: Balance | None = None
     stream_usage: bool | None = None
     health_path: UrlPath | None = None
     health_interval_s: PositiveSeconds | None = None

@@ -11,34 +11,20 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import httptools
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import UpstreamBroken, UpstreamError, UpstreamLost, UpstreamTimeout, UpstreamUnreachable
 
 Headers = list[tuple[bytes, bytes]]
 
 HEAD_BYTES_MAX = 64 * 2**10
 BUFFER_BYTES_MAX = 256 * 2**10
 IDLE_CONNECTIONS_MAX = 512
-
-
-class UpstreamError(OrchestratorError):
-    """The engine did not give a whole answer."""
-
-
-class UpstreamUnreachable(UpstreamError):
-    """No connection, or it closed before the first byte: the request was not answered at all."""
-
-
-class UpstreamBroken(UpstreamError):
-    """It closed, or sent what is not HTTP, in the middle."""
-
-
-class UpstreamTimeout(UpstreamError):
-    """It was silent for too long."""
+KEPT_CLOSES_S = 1.0
+"""A kept-alive connection that the engine had closed already is found to be so within this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +35,7 @@ class Timeouts:
     first_byte_timeout_s: float
     stream_idle_timeout_s: float
     request_timeout_s: float
+    attempt_timeout_s: float = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,16 +79,20 @@ class Connection(asyncio.Protocol):
         """Whether the whole answer is in."""
         self.began = False
         """Whether any byte of the answer has come."""
+        self.sent_at = 0.0
+        self.movable = False
+        """Whether the request may be given up for another engine as long as no answer has begun."""
         self.silence_ends_at = float("inf")
         self.request_ends_at = float("inf")
 
     # --- the request's side ---
 
-    def send(self, head: bytes, body: bytes, timeouts: Timeouts) -> None:
+    def send(self, head: bytes, body: bytes, timeouts: Timeouts, *, movable: bool = False) -> None:
         """Write a request. Does not block; a body larger than the socket takes stays in the transport."""
         self.headers, self.status = [], 0
         self.answered, self.began, self._head_bytes = False, False, 0
-        now = self._loop.time()
+        self.sent_at = now = self._loop.time()
+        self.movable = movable
         self.silence_ends_at = now + timeouts.first_byte_timeout_s
         self.request_ends_at = now + timeouts.request_timeout_s
         self._idle_timeout_s = timeouts.stream_idle_timeout_s
@@ -266,7 +257,7 @@ class Connection(asyncio.Protocol):
         elif self.began:
             self._fail(UpstreamBroken("the engine closed the connection in the middle of its answer"))
         else:
-            self._fail(UpstreamUnreachable("the engine closed the connection before it answered"))
+            self._fail(UpstreamLost("the engine closed the connection before it answered"))
 
     def _until_close(self) -> bool:
         """An answer with neither a length nor chunks ends when the connection does (RFC 9112, 6.3)."""
@@ -307,13 +298,20 @@ class Pool:
     ) -> None:
         """`authority`: what it is called, where that is not `host` and `port`."""
         self._host, self._port, self._timeouts, self._tls = host, port, timeouts, tls
+        self._hasty = replace(
+            timeouts, first_byte_timeout_s=min(timeouts.first_byte_timeout_s, timeouts.attempt_timeout_s)
+        )
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self.authority = (authority or f"{host}:{port}").encode()
 
-    def begin(self, head: bytes, body: bytes, listener: Listener) -> Connection | None:
+    def begin(
+        self, head: bytes, body: bytes, listener: Listener, *, movable: bool = False, streamed: bool = False
+    ) -> Connection | None:
         """Send a request on an idle connection and have `listener` told of the answer; None when none is idle.
 
+        One that is `movable` may fail early, since it is tried elsewhere then: see `give_up`, and
+        `attempt_timeout_s`, which only a stream is held to: what is not streamed begins with its end.
         Give the connection back with `release`. Does not block.
         """
         while self._idle:
@@ -321,25 +319,32 @@ class Pool:
             if connection.reusable:
                 self._busy.add(connection)
                 connection.listen(listener)
-                connection.send(head, body, self._timeouts)
+                connection.send(head, body, self._hasty if movable and streamed else self._timeouts, movable=movable)
                 return connection
         return None
 
-    async def request(self, head: bytes, body: bytes) -> Connection:
+    async def request(self, head: bytes, body: bytes, *, movable: bool = False, streamed: bool = False) -> Connection:
         """Send a request and wait for the head of its answer. Give the connection back with `release`.
 
-        `head` is complete, blank line included. A kept-alive connection that closes before any byte came
-        is tried once more on a new one: the engine had closed it before it saw the request.
-        Raises `UpstreamError`.
+        `head` is complete, blank line included; the others as in `begin`. A kept-alive connection that closes
+        at once, before any byte came, is tried once more on a new one: the engine had closed it before it saw the
+        request. Raises `UpstreamError`.
         """
-        while self._idle:
+        timeouts, lost = self._hasty if movable and streamed else self._timeouts, None
+        while self._idle and lost is None:
             connection = self._idle.pop()
             if connection.reusable:
                 try:
-                    return await self._sent(connection, head, body)
-                except UpstreamUnreachable:
-                    break
-        return await self._sent(await self._connect(), head, body)
+                    return await self._sent(connection, head, body, timeouts, movable)
+                except UpstreamLost as error:
+                    if asyncio.get_running_loop().time() > connection.sent_at + KEPT_CLOSES_S:
+                        raise
+                    lost = error
+        try:
+            connection = await self._connect()
+        except UpstreamUnreachable as error:
+            raise lost or error from None
+        return await self._sent(connection, head, body, timeouts, movable)
 
     def release(self, connection: Connection) -> None:
         """Take a connection back, to be used again if its answer was read whole, else to be closed."""
@@ -349,6 +354,12 @@ class Pool:
             self._idle.append(connection)
         else:
             connection.abort()
+
+    def give_up(self, requests_max: int) -> None:
+        """The engine is silent: end so many of the requests that may go elsewhere."""
+        waiting = [connection for connection in self._busy if connection.movable and not connection.began]
+        for connection in waiting[:requests_max]:
+            connection.abort(UpstreamTimeout("the engine does not answer"))
 
     def sweep(self, now: float) -> None:
         """Cut requests whose engine is silent for too long; forget idle connections that closed."""
@@ -362,10 +373,12 @@ class Pool:
             connection.abort()
         self._idle = []
 
-    async def _sent(self, connection: Connection, head: bytes, body: bytes) -> Connection:
+    async def _sent(
+        self, connection: Connection, head: bytes, body: bytes, timeouts: Timeouts, movable: bool
+    ) -> Connection:
         self._busy.add(connection)
         try:
-            connection.send(head, body, self._timeouts)
+            connection.send(head, body, timeouts, movable=movable)
             await connection.head()
         except BaseException:
             self._busy.discard(connection)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from orchestrator.balance.breaker import Breaker
 from orchestrator.model import Load, Traffic
 from orchestrator.servers.disguise import Disguise
 from orchestrator.upstream import Pool
 
 CAPACITY_DEFAULT = 1
 """Where it is not known how many requests an engine takes at once: all lanes of a model weigh the same."""
+RUNNING_COST = 3.0
+"""A request that runs weighs as much as three that wait."""
+LOAD_AGE_MAX_S = 10.0
+"""What an engine said of its load before this tells nothing."""
+SLOW_START_S = 10.0
+SLOW_START_MIN = 0.1
+"""A new engine's part grows from a tenth to all of what it will have, evenly: its caches are cold. After Envoy's
+(https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/slow_start)."""
+TIE = 1e-6
+"""Of the cost of one request: enough to tell lanes apart that are loaded alike, too little for anything else."""
 
 
 class Lane:
-    """The way to one ready replica, and the count of what is on it."""
+    """The way to one ready replica, the count of what is on it, and how loaded that makes it."""
 
     def __init__(
         self, replica: str, pool: Pool, *, gpus: int = 0, capacity: int = CAPACITY_DEFAULT, weight: float = 1.0
@@ -29,6 +40,20 @@ class Lane:
         self.in_flight = 0
         self.load: Load | None = None
         """What the engine last said of itself; None: unknown."""
+        self.others = 0
+        """Requests at the engine that did not come by this lane, by that."""
+        self.breaker: Breaker | None = None
+        """There where the model has other lanes too."""
+        self.cost = RUNNING_COST
+        """What one more request adds to `score`."""
+        self.score = 0.0
+        """How loaded it is: ``(running * 3 + waiting) / capacity``, kept up by each request between two `weigh`."""
+        self.share = 1.0
+        """Capacity, weight and slow start in one number; see `weigh`."""
+        self.ramp_at: float | None = None
+        """When its slow start began."""
+        self.turn = 0.0
+        """Its place in a round of turns; see `policy.RoundRobin`."""
         self.last_byte_at: float | None = None
         self._share_s = 0.0
         self._share_at = 0.0
@@ -37,15 +62,18 @@ class Lane:
         """One more request is at it. Returns what `leave` wants to know."""
         self._advance(now)
         self.in_flight += 1
+        self.score += self.cost
         return self._share_s
 
     def leave(self, now: float, since: float) -> float:
         """One is done. Returns its GPU-seconds: at each moment, its part of the replica's among those in flight.
 
         `_share_s` is what one request that is always there would have had: the virtual time of processor sharing.
+        A little stays on the score, so that of lanes loaded alike the one goes next that has served least.
         """
         self._advance(now)
         self.in_flight -= 1
+        self.score -= self.cost * (1 - TIE)
         self.last_byte_at = now
         return (self._share_s - since) * self.gpus
 
@@ -57,3 +85,29 @@ class Lane:
     def traffic(self) -> Traffic:
         """The counts as the loop reads them."""
         return Traffic(in_flight=self.in_flight, last_byte_at=self.last_byte_at)
+
+    def heard(self, load: Load | None) -> None:
+        """The engine told its load just now, or did not."""
+        self.load = load
+        self.others = max(load.running + load.waiting - self.in_flight, 0) if load is not None else 0
+
+    def weigh(self, now: float, chance: float, *, held_back: bool = False) -> None:
+        """Work out `score` anew, as of now. `chance` (0 … 1) breaks ties, differently in every process, so that not
+        all of them run to the same engine; `held_back`: its slow start has not begun."""
+        if self.load is not None and now - self.load.at > LOAD_AGE_MAX_S:
+            self.heard(None)
+        if held_back or self.ramp_at is None:
+            self.ramp_at = now
+        grown = min(max((now - self.ramp_at) / SLOW_START_S, SLOW_START_MIN), 1.0)
+        self.share = self.capacity * self.weight * grown
+        self.cost = request_cost(self.load) / self.share
+        self.score = self.cost * (self.in_flight + self.others + TIE * chance)
+
+
+def request_cost(load: Load | None) -> float:
+    """What a request weighs at an engine: `RUNNING_COST` where it runs, 1 where it waits; by its own figures, the
+    mean of them. Where nothing is known, all run. So a lane's in-flight count, which is never late, and the engine's
+    figures, which are, make one number: ``(running * 3 + waiting)`` at the moment of these, and right since then."""
+    if load is None or load.running + load.waiting <= 0:
+        return RUNNING_COST
+    return (load.running * RUNNING_COST + load.waiting) / (load.running + load.waiting)
