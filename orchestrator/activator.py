@@ -68,6 +68,7 @@ class Activator:
         self._lines: dict[str, Line] = {}
         self._demand: dict[str, Demand] = {}
         self._dropped: dict[Lane, float] = {}
+        self._aliases: dict[str, str] = {}
         self.closing = False
         self.routes: Mapping[str, Route] = {}
 
@@ -85,6 +86,7 @@ class Activator:
         """Take the loop's new picture. Held requests whose model is ready are let go in turn; those
         whose model has failed, or is no longer configured, are dismissed."""
         self.routes = routes = self._without_dropped(routes, now)
+        self._aliases = {alias: model for model, route in routes.items() for alias in route.deployment.aliases}
         for model, line in self._lines.items():
             route = routes.get(model)
             if route is None or route.given_up(now):
@@ -94,6 +96,22 @@ class Activator:
                 line.open()
             else:
                 line.shut()
+
+    def find(self, name: str, key: Key) -> Route | None:
+        """The route of a model, or of the model that the name is an alias of; None when there is none, or the key may
+        not use both the name and the model."""
+        route = self.routes.get(name) or self.routes.get(self._aliases.get(name, ""))
+        if route is None or not (key.may_use(name) and key.may_use(route.deployment.name)):
+            return None
+        return route
+
+    def stand_in(self, route: Route, key: Key, now: float) -> Route | None:
+        """Who answers for a model that can't be had: the first of its fallbacks that is ready and that the key may use.
+        None while it can be had, or is on its way."""
+        if route.lanes or not route.given_up(now):
+            return None
+        others = (self.routes.get(name) for name in route.deployment.fallback if key.may_use(name))
+        return next((other for other in others if other is not None and other.lanes), None)
 
     def demand(self) -> dict[str, Demand]:
         """What is wanted now, by model."""

@@ -61,21 +61,29 @@ class Servers:
         self._tracks: dict[str, Track] = {}
         self._busy: set[str | Name] = set()
         self._wakeup = asyncio.Event()
-
-    @property
-    def servers(self) -> Mapping[str, Server]:
-        """What is known, to read."""
-        return self._servers
+        self._pass_end = asyncio.Event()
 
     def configure(self, deployments: Mapping[str, Deployment]) -> None:
         """Take the static models as they are to be; servers that are gone finish what they have in hand."""
         self._deployments = deployments
         self._wakeup.set()
 
+    def of(self, model: str, endpoint: Endpoint) -> list[Server]:
+        """The servers that an endpoint stands for."""
+        return [s for s in self._servers.values() if s.model == model and s.endpoint.url == endpoint.url]
+
+    def lookup(self, endpoint: Endpoint) -> Lookup | None:
+        """What is known of its name; None: it has none."""
+        return self._lookups.get((endpoint.host, endpoint.port))
+
     def lane(self, server: str) -> Lane | None:
         """The lane to a server, in use or not."""
         way = self._lanes.get(server)
         return None if way is None else way.lane
+
+    async def settled(self) -> None:
+        """Wait until a pass has seen what was asked for before."""
+        await self._pass_end.wait()
 
     def sweep(self) -> None:
         """Cut the requests whose servers have been silent for too long. Called about once a second."""
@@ -124,6 +132,8 @@ class Servers:
             if server.due_at <= now and self._may_look(server.id):
                 tasks.create_task(self._check(server, self._deployments[server.model]))
         self._publish(self._routes(now))
+        waited_for, self._pass_end = self._pass_end, asyncio.Event()
+        waited_for.set()
 
     def _checked(self) -> list[Server]:
         return [server for server in self._servers.values() if server.phase is not Phase.DRAINING]
