@@ -10,8 +10,7 @@ import os
 import secrets
 import shutil
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,14 +19,15 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route as HttpRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.browsers import Browsers
 from orchestrator.access.sessions import LINK_S, Sessions
 from orchestrator.activator import Activator, Route
+from orchestrator.clock import SystemClock
 from orchestrator.config import Watched, deployments
-from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
+from orchestrator.control import Control, LabelledAnswers, on_api_error, on_bug, on_http_exception
 from orchestrator.documents.api_files import FILES
 from orchestrator.engine_metrics import EngineMetrics
 from orchestrator.errors import ApiError
@@ -37,6 +37,7 @@ from orchestrator.head import path_of
 from orchestrator.host_metrics import HostGauges
 from orchestrator.instance_lock import InstanceLock, instance_id
 from orchestrator.library import Library
+from orchestrator.loops import ended, kept
 from orchestrator.metering.gate import Gate
 from orchestrator.metering.limit_metrics import LimitCounters
 from orchestrator.metering.meter import Meter
@@ -49,6 +50,11 @@ from orchestrator.parts import build
 from orchestrator.pins import Pins, kept_warm
 from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
+from orchestrator.routing import Routing, by_kind
+from orchestrator.servers.added import Added, with_added
+from orchestrator.servers.api import EndpointsApi
+from orchestrator.servers.resolve import resolve
+from orchestrator.servers.watch import Servers
 from orchestrator.settings import Settings
 from orchestrator.upstream import Timeouts
 from orchestrator.windows import warmed
@@ -60,7 +66,10 @@ from ui.dashboard import Dashboard
 from ui.documents import is_upload
 
 TICK_S = 1.0
-RELOAD_S = 1.0
+RELOAD_S = 0.5
+"""A changed file is in force within three of these: it is read once two looks have found it the same."""
+FIRST_LOOK_S = 1.0
+"""How long the start waits to hear from static servers."""
 ROOM_S = 20.0
 STOP_GRACE_S = 10.0
 """How long an engine may take to end when the service ends."""
@@ -69,39 +78,6 @@ LOOP_STALL_S = 30.0
 DISK_FREE_BYTES_MIN = 2**30
 
 log = structlog.get_logger()
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    def monotonic(self) -> float:
-        """`time.monotonic`."""
-        return time.monotonic()
-
-    def unix(self) -> float:
-        """`time.time`."""
-        return time.time()
-
-
-class LabelledAnswers:
-    """Puts ``x-request-id`` on every answer of the control plane, errors too."""
-
-    def __init__(self, app: ASGIApp, request_id: Callable[[], bytes]) -> None:
-        self._app = app
-        self._request_id = request_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = self._request_id()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
 
 
 class Service:
@@ -126,6 +102,7 @@ class Service:
         self._request_ids = RequestIds()
         self._wakeup = asyncio.Event()
         self._pins = Pins(data / "pins.json", changed=self._apply)
+        self._added = Added(data / "endpoints.json", changed=self._apply)
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
         self._gate = Gate()
         self._ledger = Ledger()
@@ -152,8 +129,14 @@ class Service:
             keys=self._keys,
             clock=self._clock,
         )
+        timeouts = Timeouts(**settings.proxy.model_dump())
+        self._routing = Routing(self._publish)
+        self._routing.deployments = self._wanted()
+        launched, static = by_kind(self._routing.deployments)
+        self._servers = Servers(resolver=resolve, timeouts=timeouts, clock=self._clock, publish=self._routing.static)
+        self._servers.configure(static)
         self._reconciler = Reconciler(
-            deployments=self._wanted(),
+            deployments=launched,
             runtime=self._runtime,
             weights=parts.stock,
             engines=parts.engines,
@@ -161,10 +144,10 @@ class Service:
             activator=self._activator,
             metrics=self._metrics,
             clock=self._clock,
-            timeouts=Timeouts(**settings.proxy.model_dump()),
+            timeouts=timeouts,
             boot=secrets.token_hex(3),
             wakeup=self._wakeup,
-            publish=self._publish,
+            publish=self._routing.launched,
             prime=parts.prime,
             orphan_grace_s=settings.runtime.orphan_grace_s,
         )
@@ -200,7 +183,16 @@ class Service:
 
     def routes(self) -> list[HttpRoute]:
         """All but the data plane's, which are `proxy.TARGETS`."""
+        endpoints = EndpointsApi(
+            servers=self._servers,
+            added=self._added,
+            activator=self._activator,
+            keys=self._keys,
+            clock=self._clock,
+            deployments=lambda: self._routing.deployments,
+        )
         return [
+            *endpoints.routes(),
             *self._control.routes(),
             *EngineMetrics(self._activator, self._keys).routes(),
             *self._usage_api.routes(),
@@ -283,6 +275,7 @@ class Service:
             "loop": _check(self.ready(documents=False) and stalled_s < LOOP_STALL_S, f"idle for {stalled_s:.0f} s"),
             "runtime": _check(known, "" if known else f"the runtime does not answer: {self._reconciler.silence}"),
             "keys": _check(not self._keys.error, self._keys.error),
+            "servers": _check(*self._servers.state()),
             "configuration": _check(not self._watched.error, self._watched.error),
             "history": _check(not self._catalog.error, self._catalog.error),
             "usage": _check(not self._usage.error, self._usage.error),
@@ -294,25 +287,29 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        started = asyncio.Event()
+        started, looked = asyncio.Event(), asyncio.Event()
         self._runtime.watch(self._wakeup.set)
         if self._parts.images is not None:
             await self._parts.images.find({d.image for d in self._reconciler.deployments.values()})
-        self._loop_task = _kept(self._reconciler.run(started), "reconcile")
-        documents = _kept(self._library.run(), "documents")
-        dashboard = _kept(self._dashboard.run(), "dashboard")
+        self._loop_task = kept(self._reconciler.run(started), "reconcile")
+        servers = kept(self._servers.run(looked), "servers")
+        documents = kept(self._library.run(), "documents")
+        dashboard = kept(self._dashboard.run(), "dashboard")
         await self._usage.begin()
-        usage = _kept(self._usage.run(), "usage")
+        usage = kept(self._usage.run(), "usage")
         scheduler = self._scheduler()
         try:
             await started.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(looked.wait(), FIRST_LOOK_S)
             await self._library.begun()
             yield
         finally:
             scheduler.shutdown(wait=False)
             self.drain()
-            for task in (dashboard, documents, self._loop_task):
-                await _ended(task)
+            for task in (dashboard, documents, servers, self._loop_task):
+                await ended(task)
+            self._servers.close()
             if self.settings.runtime.on_exit == "stop":
                 await self._reconciler.stop_all(grace_s=STOP_GRACE_S)
             await self._parts.weights.aclose()
@@ -321,7 +318,7 @@ class Service:
             self._runtime.close()
             self._parts.gpu_reader.close()
             await self._library.aclose()
-            await _ended(usage)
+            await ended(usage)
             await self._usage.flush()
             await asyncio.to_thread(self._catalog.close)
             self._lock.release()
@@ -336,6 +333,7 @@ class Service:
 
     async def _tick(self) -> None:
         self._reconciler.sweep()
+        self._servers.sweep()
         self._reconciler.wake()
         self._parts.room.keep = self._reconciler.weights_in_use()
 
@@ -349,11 +347,15 @@ class Service:
 
     def _wanted(self) -> dict[str, Deployment]:
         """The deployments as they are to be now."""
-        return kept_warm(warmed(self._configured, datetime.now(UTC)), self._pins.models)
+        warm = kept_warm(warmed(self._configured, datetime.now(UTC)), self._pins.models)
+        return with_added(warm, self._added.changes)
 
     def _apply(self) -> None:
-        if (wanted := self._wanted()) != self._reconciler.deployments:
-            self._reconciler.configure(wanted)
+        if (wanted := self._wanted()) != self._routing.deployments:
+            self._routing.deployments = wanted
+            launched, static = by_kind(wanted)
+            self._reconciler.configure(launched)
+            self._servers.configure(static)
 
     async def _make_room(self) -> None:
         """Remove weights that nobody uses when the disk runs full."""
@@ -371,25 +373,3 @@ class Service:
 
 def _check(ok: bool, detail: str) -> dict[str, Any]:
     return {"ok": ok, "detail": detail}
-
-
-def _kept(loop: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-    """One of the loops that the service can't be without."""
-    task = asyncio.create_task(loop, name=name)
-    task.add_done_callback(_die_with)
-    return task
-
-
-async def _ended(loop: asyncio.Task[None]) -> None:
-    """End one in good order."""
-    loop.remove_done_callback(_die_with)
-    loop.cancel()
-    with contextlib.suppress(asyncio.CancelledError):  # which is what it was told
-        await loop
-
-
-def _die_with(task: asyncio.Task[None]) -> None:
-    """Without its loops the service is a shell: end the process, so that a supervisor starts it anew."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("loop_died", loop=task.get_name(), error=repr(error), exc_info=error)
-        os._exit(70)

@@ -81,6 +81,11 @@ class Servers:
         way = self._lanes.get(server)
         return None if way is None else way.lane
 
+    def state(self) -> tuple[bool, str]:
+        """Whether each static model has a server that is well, and how many have not; for everybody's eyes."""
+        without = [name for name, track in self._tracks.items() if track.phase is Phase.FAILED]
+        return not without, f"{len(without)} static models have no server that is well" if without else ""
+
     async def settled(self) -> None:
         """Wait until a pass has seen what was asked for before."""
         await self._pass_end.wait()
