@@ -8,10 +8,12 @@ event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from random import random
 
 from orchestrator.access.key import Key
+from orchestrator.balance.balancer import Balancer
 from orchestrator.balance.lane import Lane
 from orchestrator.eta import Expected, remaining_s
 from orchestrator.gpu import Wait
@@ -33,6 +35,8 @@ class Route:
     deployment: Deployment
     track: Track
     lanes: tuple[Lane, ...] = ()
+    out: tuple[Lane, ...] = ()
+    """Lanes that get nothing new for a while, and those that only finish what they have."""
     weights: Weights | None = None
     expected: Expected = field(default_factory=Expected)
     backoff: Backoff | None = None
@@ -60,14 +64,18 @@ class Route:
 
 
 class Activator:
-    """Routes requests to lanes. `wake` is called whenever demand comes in that the loop should see."""
+    """Routes requests to lanes. `wake` is called whenever demand comes in that the loop should see; `chance` gives
+    numbers from 0 to 1."""
 
-    def __init__(self, *, wake: Callable[[], None], held_max: int) -> None:
+    def __init__(self, *, wake: Callable[[], None], held_max: int, chance: Callable[[], float] = random) -> None:
         self._wake = wake
         self._held_max = held_max
         self._lines: dict[str, Line] = {}
         self._demand: dict[str, Demand] = {}
         self._dropped: dict[Lane, float] = {}
+        self._chance = chance
+        self.balancers: dict[str, Balancer] = {}
+        """Of the models that have several lanes."""
         self._aliases: dict[str, str] = {}
         self.closing = False
         self.routes: Mapping[str, Route] = {}
@@ -85,7 +93,7 @@ class Activator:
     def publish(self, routes: Mapping[str, Route], now: float) -> None:
         """Take the loop's new picture. Held requests whose model is ready are let go in turn; those
         whose model has failed, or is no longer configured, are dismissed."""
-        self.routes = routes = self._without_dropped(routes, now)
+        self.routes = routes = self._balanced(self._without_dropped(routes, now), now)
         self._aliases = {alias: model for model, route in routes.items() for alias in route.deployment.aliases}
         for model, line in self._lines.items():
             route = routes.get(model)
@@ -118,18 +126,22 @@ class Activator:
         models = {*self._demand, *self._lines, *self.routes}
         return {model: self._demand_of(model) for model in models}
 
-    def lane(self, route: Route, key: Key) -> tuple[Lane, Turn | None] | None:
+    def lane(self, route: Route, key: Key, body: bytes) -> tuple[Lane, Turn | None] | None:
         """The lane for a request that need not wait, the hot path; the caller ends the turn, if there is one."""
         if not route.lanes:
             return None
         limited = route.deployment.limits.max_concurrent
         line = self._lines.get(route.deployment.name)
         if not limited:
-            return None if line is not None and line.busy else (_least_loaded(route.lanes), None)
+            return None if line is not None and line.busy else (self._choose(route, body), None)
         turn = (line or self._line(route)).enter(key)
-        return None if turn is None else (_least_loaded(route.lanes), turn)
+        return None if turn is None else (self._choose(route, body), turn)
 
-    async def stand(self, model: str, key: Key, timeout_s: float) -> tuple[Lane, Turn] | None:
+    def _choose(self, route: Route, body: bytes) -> Lane:
+        lanes = route.lanes
+        return lanes[0] if len(lanes) == 1 else self.balancers[route.deployment.name].choose(body)
+
+    async def stand(self, model: str, key: Key, timeout_s: float, body: bytes) -> tuple[Lane, Turn] | None:
         """Hold the caller until it may go, at most `timeout_s`; None when it may not.
 
         The caller ends the turn. Returns None at once when too many are held already, or too many of the key's.
@@ -142,7 +154,7 @@ class Activator:
         while (turn := await line.stand(key, max(ends_at - loop.time(), 0.0))) is not None:
             route = self.routes.get(model)
             if route is not None and route.lanes:
-                return _least_loaded(route.lanes), turn
+                return self._choose(route, body), turn
             line.shut()  # its engine has just gone: nobody else is let go into nothing, and this one stands on
             turn.over()
         return None
@@ -169,10 +181,65 @@ class Activator:
         self._note(model, asked_at=now)
 
     def drop(self, lane: Lane, now: float) -> None:
-        """The lane's engine takes no connections: leave it out for `DROPPED_S`, and have the loop look."""
+        """The only lane's engine takes no connections: leave it out for `DROPPED_S`, and have the loop look."""
         self._dropped = {**self._dropped, lane: now + DROPPED_S}
         self.publish(self.routes, now)
         self._wake()
+
+    def answered(self, lane: Lane, status: int, first_byte_s: float, now: float, *, streamed: bool) -> None:
+        """The head of an answer came by one of several lanes; only these have a breaker."""
+        breaker = lane.breaker
+        if breaker is not None and breaker.answered(status, first_byte_s, now, self._chance(), streamed=streamed):
+            self.publish(self.routes, now)
+
+    def missed(self, lane: Lane, now: float, *, refused: bool) -> None:
+        """A request at a lane failed before the first byte of its answer; `refused`: it takes no connections."""
+        breaker = lane.breaker
+        if breaker is not None and breaker.missed(now, self._chance(), refused=refused):
+            self.publish(self.routes, now)
+        self._wake()
+
+    def probed(self, lane: Lane, answered: bool, now: float, *, refused: bool = False) -> None:
+        """A lane's engine was asked for its load."""
+        breaker = lane.breaker
+        if breaker is not None and breaker.probed(answered, now, self._chance(), refused=refused):
+            self.publish(self.routes, now)
+
+    def judge(self, now: float) -> None:
+        """Compare the lanes of each model, and have what waits at silent engines tried elsewhere. Called every few
+        seconds."""
+        if any([balancer.judge(now) for balancer in self.balancers.values()]):
+            self.publish(self.routes, now)
+        for balancer in self.balancers.values():
+            balancer.relieve(now)
+
+    def spare(self, model: str, tried: Sequence[Lane], now: float) -> bool:
+        """Whether `another` would find one."""
+        balancer = self.balancers.get(model)
+        return balancer is not None and balancer.spare(tried, now)
+
+    def another(self, model: str, tried: Sequence[Lane], now: float) -> Lane | None:
+        """The lane for a request that failed at these before the first byte of its answer; None: there is none."""
+        balancer = self.balancers.get(model)
+        return None if balancer is None else balancer.another(tried, now)
+
+    def _balanced(self, routes: Mapping[str, Route], now: float) -> Mapping[str, Route]:
+        """The routes, with the lanes of models that have several in and out of rotation."""
+        laid = {name: laid for name, route in routes.items() if (laid := self._laid(route, now)) is not None}
+        for gone in self.balancers.keys() - laid.keys():
+            self.balancers.pop(gone).disband()
+        return {**routes, **laid} if laid else routes
+
+    def _laid(self, route: Route, now: float) -> Route | None:
+        """The route of a model that has several lanes, or had."""
+        name, balancer = route.deployment.name, self.balancers.get(route.deployment.name)
+        pool = route.lanes if balancer is None else balancer.pool(route.lanes, route.out)
+        if len(pool) < 2 and (balancer is None or not balancer.leaving(pool)):
+            return None
+        if balancer is None or balancer.balance is not route.deployment.balance:
+            balancer = self.balancers[name] = Balancer(route.deployment.balance, self._chance)
+        lanes, out = balancer.lay(pool, now)
+        return replace(route, lanes=lanes, out=out)
 
     def _without_dropped(self, routes: Mapping[str, Route], now: float) -> Mapping[str, Route]:
         self._dropped = {lane: until for lane, until in self._dropped.items() if now < until}
@@ -215,7 +282,3 @@ class Activator:
 
     def _demand_of(self, model: str) -> Demand:
         return replace(self._demand.get(model, Demand()), held=self.held_for(model))
-
-
-def _least_loaded(lanes: tuple[Lane, ...]) -> Lane:
-    return lanes[0] if len(lanes) == 1 else min(lanes, key=lambda lane: lane.in_flight)

@@ -37,6 +37,10 @@ class UpstreamLost(UpstreamUnreachable):
     """The connection closed before the first byte of an answer: whether the engine has seen the request is unknown."""
 
 
+class UpstreamDeclined(UpstreamError):
+    """It answered that it can't, as another engine may."""
+
+
 class UpstreamBroken(UpstreamError):
     """It closed, or sent what is not HTTP, in the middle."""
 

@@ -16,15 +16,17 @@ from orchestrator import wire
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.browsers import by_browser
 from orchestrator.activator import Activator
+from orchestrator.answering import FAILED, fault, refused
 from orchestrator.balance.lane import Lane
-from orchestrator.errors import ApiError, UpstreamError, UpstreamUnreachable
+from orchestrator.balance.retry import RETRIED, may_repeat
+from orchestrator.errors import ApiError, UpstreamDeclined, UpstreamError, UpstreamUnreachable
 from orchestrator.guard import GuardedProtocol
 from orchestrator.hold import Turn
 from orchestrator.metering.meter import Bill, Meter, Outcome
 from orchestrator.model import Scope
-from orchestrator.proxy import TARGETS, fault
+from orchestrator.proxy import TARGETS
 from orchestrator.reader import peek
-from orchestrator.upstream import Headers
+from orchestrator.upstream import KEPT_CLOSES_S, Headers
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -45,7 +47,7 @@ class ExpressLane:
         monotonic: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
-        self._activator = activator
+        self.activator = activator
         self._keys = keys
         self._meter = meter
         self._request_id = request_id
@@ -62,13 +64,13 @@ class ExpressLane:
         try:
             key = self._keys.admit(headers, Scope.REALTIME)
             asked = peek(body)
-            route = self._activator.routes.get(asked.model)
+            route = self.activator.routes.get(asked.model)
             if route is None or not key.may_use(asked.model):
                 return None
             bill = self._meter.open(key, route.deployment, asked, len(body))
         except ApiError:
             return None
-        found = self._activator.lane(route, key)
+        found = self.activator.lane(route, key, body)
         if found is None:
             bill.withdraw()
             return None
@@ -121,7 +123,11 @@ class Ride:
 
     def depart(self, head: bytes, body: bytes) -> bool:
         """Send the request; False when no connection is idle."""
-        connection = self._lane.pool.begin(head, body, self)
+        lane = self._lane
+        if lane.breaker is None:
+            connection = lane.pool.begin(head, body, self)
+        else:
+            connection = lane.pool.begin(head, body, self, movable=self._movable(), streamed=self._bill.streamed)
         if connection is None:
             self._go_back()
             return False
@@ -161,21 +167,22 @@ class Ride:
             self._begin_stream()
 
     def failed(self, error: UpstreamError) -> None:
-        """1. Nothing came: the app tries again. 2. No answer was begun: an error. 3. Else: a cut."""
-        express, client, cycle = self._express, self._client, self._cycle
-        express.wake()
-        if isinstance(error, UpstreamUnreachable) and not self._streaming:
-            self._go_back()
-            self._let_go()
-            cycle.message_event.set()
-            client.run_app(cycle)
-            return
-        self._arrive(Outcome.ERROR)
+        """1. The answer was begun: a cut. 2. The connection had closed already: the app tries again. 3. So it does
+        where there is another lane, or nobody knows whether one comes. 4. Else: an error."""
+        self._express.wake()
         if self._streaming:
-            client.abort()
+            self._arrive(Outcome.ERROR)
+            self._client.abort()
+        elif isinstance(error, UpstreamUnreachable) and self._connection.age_s < KEPT_CLOSES_S:
+            self._take_app()
+        elif self._lane.breaker is not None:
+            movable = self._movable()
+            self._express.activator.missed(self._lane, self._express.monotonic(), refused=refused(error))
+            self._take_app(error) if movable else self._answer_fault(error)
+        elif isinstance(error, UpstreamUnreachable) and may_repeat(self._target):
+            self._take_app()
         else:
-            told = fault(error)
-            client.answer(cycle, *wire.json_answer(told.status, told.body(), self._ours()))
+            self._answer_fault(error)
 
     # --- answering ---
 
@@ -189,9 +196,19 @@ class Ride:
         self._arrive(Outcome.OK)
         client.answer(cycle, head, body)
 
+    def _answer_fault(self, error: UpstreamError) -> None:
+        told = fault(error)
+        self._arrive(Outcome.ERROR)
+        self._client.answer(self._cycle, *wire.json_answer(told.status, told.body(), self._ours()))
+
     def _answer_error(self) -> None:
         connection, client, cycle = self._connection, self._client, self._cycle
         status = connection.status
+        if self._lane.breaker is not None:
+            self._told(status)
+            if status in RETRIED and self._movable():
+                self._take_app(UpstreamDeclined(f"the engine answered {status}"))
+                return
         content = wire.normal_error(status, connection.take())
         ours = [*self._ours(), *wire.retry_after(status, connection.headers)]
         self._arrive(Outcome.OK if status < 500 else Outcome.ERROR)
@@ -206,6 +223,8 @@ class Ride:
 
     def _head_came(self) -> bool:
         """A good answer begins; whether it has a length."""
+        if self._lane.breaker is not None:
+            self._told(self._connection.status)
         sized = wire.header(self._connection.headers, b"content-length") is not None
         self._bill.head(self._connection.status, sized=sized)
         return sized
@@ -228,6 +247,29 @@ class Ride:
 
     def _ours(self) -> Headers:
         return [(b"x-request-id", self.request_id)]
+
+    @property
+    def _target(self) -> bytes:
+        return PATHS[self._cycle.scope["path"]]
+
+    def _movable(self) -> bool:
+        """Whether it may go on to another lane."""
+        express, model = self._express, self._bill.deployment.name
+        return may_repeat(self._target) and express.activator.spare(model, (self._lane,), express.monotonic())
+
+    def _told(self, status: int) -> None:
+        """One of several lanes has answered."""
+        express, streamed = self._express, self._bill.streamed
+        express.activator.answered(self._lane, status, self._connection.age_s, express.monotonic(), streamed=streamed)
+
+    def _take_app(self, error: UpstreamError | None = None) -> None:
+        """Go by the app, from the start; with `error`: past this lane."""
+        if error is not None:
+            self._cycle.scope["extensions"][FAILED] = (self._lane, error)  # type: ignore[assignment]
+        self._go_back()
+        self._let_go()
+        self._cycle.message_event.set()
+        self._client.run_app(self._cycle)
 
     def _arrive(self, outcome: Outcome) -> None:
         """Done with the engine and the client, whatever came of it."""

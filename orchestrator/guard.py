@@ -18,9 +18,9 @@ import httptools
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from orchestrator.answering import CONNECTION, CYCLE
 from orchestrator.errors import ApiError
 from orchestrator.head import BodyLimit, body_too_large, early_answer, head_too_large, judge, size, without_upgrade
-from orchestrator.proxy import CONNECTION, CYCLE
 from orchestrator.settings import ServerSettings
 
 EXPRESS_BYTES_MAX = 32 * 2**10

@@ -19,25 +19,25 @@ from orchestrator import wire
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.key import Key
 from orchestrator.activator import Activator, Route
+from orchestrator.answering import CONNECTION, FAILED, Call, fault, is_sized, pass_error, pass_on, refused
 from orchestrator.balance.lane import Lane
-from orchestrator.errors import ApiError, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from orchestrator.balance.retry import RETRIED, may_repeat
+from orchestrator.errors import (
+    ApiError,
+    UpstreamDeclined,
+    UpstreamError,
+    UpstreamUnreachable,
+)
 from orchestrator.hold import Turn
-from orchestrator.metering.gate import fields_of
-from orchestrator.metering.meter import Bill, Meter, Outcome
+from orchestrator.metering.meter import Meter, Outcome
 from orchestrator.model import Scope as KeyScope
 from orchestrator.patience import patience
 from orchestrator.reader import ClientGone, Peek, peek, peek_multipart, read_body, with_model, with_stream_default
 from orchestrator.refusal import describe, refusal
 from orchestrator.settings import ActivatorSettings
-from orchestrator.upstream import Connection, Headers
 
 PROGRESS_S = 5.0
 """A stream that waits says so this often, so that no proxy between closes it."""
-CONNECTION = "orchestrator.connection"
-"""The ASGI extension by which `guard` tells that the client left; see `guard.GuardedProtocol`."""
-CYCLE = "orchestrator.cycle"
-"""The ASGI extension that names one request among those of a connection."""
-
 _PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -63,27 +63,6 @@ class RequestIds:
 
     def __call__(self) -> bytes:
         return b"req-%b-%d" % (self._boot, next(self._serial))
-
-
-class Call:
-    """One request on its way."""
-
-    __slots__ = ("bill", "body", "gone", "headers", "id", "model", "ours", "query", "scope", "send", "sent", "target")
-
-    def __init__(self, scope: Scope, send: Send, request_id: bytes, target: bytes) -> None:
-        self.id = request_id
-        self.target = target
-        self.query: bytes = scope["query_string"]
-        self.headers: Headers = scope["headers"]
-        self.ours: Headers = [(b"x-request-id", request_id)]
-        self.scope = scope
-        self.send = send
-        self.sent = False
-        self.gone = False
-        self.body = b""
-        self.model = ""
-        self.bill: Bill
-        """There once it is admitted at its limits."""
 
 
 class Proxy:
@@ -176,11 +155,12 @@ class Proxy:
         try:
             lane, turn = self._lane(call) or await self._admit(call, asked)
             try:
-                good = await self._forward(call, lane, turn)
-            except UpstreamUnreachable:  # it died just now: nothing was answered, so wait for the next as others do
-                self._activator.drop(lane, self._now())
+                good = await self._attempt(call, lane, turn)
+            except UpstreamUnreachable as error:
+                if not self._may_wait(call, error):
+                    raise
                 lane, turn = await self._admit(call, asked)
-                good = await self._forward(call, lane, turn)
+                good = await self._attempt(call, lane, turn)
             bill.close(Outcome.OK if good else Outcome.ERROR)
         except UpstreamError as error:
             bill.close(Outcome.ERROR)
@@ -192,7 +172,7 @@ class Proxy:
     def _lane(self, call: Call) -> tuple[Lane, Turn | None] | None:
         """The lane of a request that need not wait."""
         route = self._activator.routes.get(call.model)
-        return None if route is None else self._activator.lane(route, call.bill.key)
+        return None if route is None else self._activator.lane(route, call.bill.key, call.body)
 
     async def _admit(self, call: Call, asked: Peek) -> tuple[Lane, Turn]:
         """A lane and leave to use it, within what the request stands. Raises the refusal."""
@@ -230,7 +210,7 @@ class Proxy:
             if early:
                 await self._tell(call, route, now)
             stand_s = min(until - now, PROGRESS_S) if early else until - now
-            admitted = await self._activator.stand(call.model, call.bill.key, stand_s)
+            admitted = await self._activator.stand(call.model, call.bill.key, stand_s, call.body)
             if admitted is not None:
                 return admitted
             if self._now() < now + stand_s and (still := self._activator.routes.get(call.model)):
@@ -251,8 +231,24 @@ class Proxy:
         text = describe(route) + ("" if eta_s is None else f", about {eta_s:.0f} s")
         await call.send({"type": "http.response.body", "body": f": {text}\n\n".encode(), "more_body": True})
 
+    async def _attempt(self, call: Call, lane: Lane, turn: Turn | None) -> bool:
+        """Send the request to one engine after the other until one answers, and pass the answer back; whether it was
+        a whole and good one. See `retry` for what may be sent twice."""
+        try:
+            failed = call.scope["extensions"].pop(FAILED, None)
+            if failed is not None:
+                lane = self._another(call, *failed)
+            while True:
+                try:
+                    return await self._forward(call, lane, turn)
+                except UpstreamError as error:
+                    self._missed(call, lane, error)
+                    lane = self._another(call, lane, error)
+        finally:
+            if turn is not None:
+                turn.over()
+
     async def _forward(self, call: Call, lane: Lane, turn: Turn | None) -> bool:
-        """Send the request and pass the answer back; whether it was a whole and good one."""
         bill = call.bill
         bill.enter(lane)
         try:
@@ -263,21 +259,54 @@ class Proxy:
                 head, body = wire.disguised(
                     lane.disguise, call.target, call.query, authority, call.headers, call.id, body
                 )
-            connection = await lane.pool.request(head, body)
+            movable = lane.breaker is not None and self._movable(call, lane)
+            connection = await lane.pool.request(head, body, movable=movable, streamed=bill.streamed)
             try:
-                bill.head(connection.status, sized=_sized(connection))
+                status = connection.status
+                if lane.breaker is not None:
+                    self._activator.answered(lane, status, connection.age_s, self._now(), streamed=bill.streamed)
+                    if movable and status in RETRIED and self._movable(call, lane):
+                        raise UpstreamDeclined(f"the engine answered {status}")
+                bill.head(status, sized=is_sized(connection))
                 if turn is not None:
                     turn.begun()
-                if connection.status >= 400:
-                    return await _pass_error(call, connection)
-                await _pass(call, connection)
+                if status >= 400:
+                    return await pass_error(call, connection)
+                call.answering = True
+                await pass_on(call, connection)
                 return True
             finally:
                 lane.pool.release(connection)
         finally:
             bill.leave()
-            if turn is not None:
-                turn.over()
+
+    def _movable(self, call: Call, lane: Lane) -> bool:
+        """Whether the request may go on to another lane."""
+        return may_repeat(call.target) and self._activator.spare(call.model, (*call.tried, lane), self._now())
+
+    def _missed(self, call: Call, lane: Lane, error: UpstreamError) -> None:
+        if lane.breaker is not None and not (call.answering or isinstance(error, UpstreamDeclined)):
+            self._activator.missed(lane, self._now(), refused=refused(error))
+
+    def _another(self, call: Call, lane: Lane, error: UpstreamError) -> Lane:
+        """The next lane to try. Raises the error where there is none, or the request may have had its effect."""
+        call.tried = (*call.tried, lane)
+        if call.answering or not may_repeat(call.target, error):
+            raise error
+        other = self._activator.another(call.model, call.tried, self._now())
+        if other is None:
+            raise error
+        return other
+
+    def _may_wait(self, call: Call, error: UpstreamUnreachable) -> bool:
+        """Whether a request whose engine died just now waits for the next one, as others do: nothing was answered."""
+        if not may_repeat(call.target, error):
+            return False
+        lane, route = call.tried[-1], self._activator.routes.get(call.model)
+        if lane.breaker is None:
+            self._activator.drop(lane, self._now())
+            return True
+        return route is None or not route.lanes
 
 
 def _asked(call: Call, path: str) -> Peek:
@@ -290,68 +319,3 @@ def _asked(call: Call, path: str) -> Peek:
         call.body = with_stream_default(call.body, asked)
         return msgspec.structs.replace(asked, stream=True)
     return asked
-
-
-async def _pass(call: Call, connection: Connection) -> None:
-    """Pass a good answer as it comes; in one write if all of it is here already."""
-    bill, sized = call.bill, _sized(connection)
-    ours = call.ours + fields_of(bill.told())
-    if connection.answered and not call.sent and sized:
-        data = bill.through(await connection.chunk())
-        extensions = call.scope["extensions"]
-        extensions[CONNECTION].answer(extensions[CYCLE], wire.response_head(connection, ours), data)
-        return
-    if not call.sent:
-        headers = wire.response_headers(connection.headers, ours)
-        await call.send({"type": "http.response.start", "status": connection.status, "headers": headers})
-        call.sent = True
-    if not sized:
-        await _relay(call, connection)
-        return
-    more = True
-    while more:
-        data = bill.through(await connection.chunk())
-        more = not connection.answered
-        await call.send({"type": "http.response.body", "body": data, "more_body": more})
-
-
-def _sized(connection: Connection) -> bool:
-    return wire.header(connection.headers, b"content-length") is not None
-
-
-async def _relay(call: Call, connection: Connection) -> None:
-    """Pass a stream from socket to socket."""
-    client, cycle = call.scope["extensions"][CONNECTION], call.scope["extensions"][CYCLE]
-    through = call.bill.through
-
-    def sink(data: bytes) -> bool:
-        seen = through(data)
-        return bool(client.write_chunk(cycle, seen)) if seen else True
-
-    while not await connection.relay(sink):
-        await client.flow.drain()
-    await call.send({"type": "http.response.body", "body": call.bill.rest(), "more_body": False})
-
-
-async def _pass_error(call: Call, connection: Connection) -> bool:
-    """Pass an engine's error in OpenAI's shape."""
-    body = bytearray()
-    while len(body) < wire.ERROR_BYTES_MAX and (data := await connection.chunk()):
-        body += data
-    content = wire.normal_error(connection.status, bytes(body))
-    if call.sent:
-        event = wire.sse_event(content)
-        await call.send({"type": "http.response.body", "body": event, "more_body": False})
-        return False
-    ours = [*call.ours, *wire.retry_after(connection.status, connection.headers)]
-    await wire.send_json(call.send, connection.status, content, ours)
-    return connection.status < 500
-
-
-def fault(error: UpstreamError) -> ApiError:
-    """An engine's fault as an answer."""
-    if isinstance(error, UpstreamTimeout):
-        return ApiError(504, str(error), code="engine_timeout")
-    if isinstance(error, UpstreamUnreachable):
-        return ApiError(502, str(error), code="engine_unreachable", headers={"retry-after": "1"})
-    return ApiError(502, str(error), code="engine_error")

@@ -119,6 +119,11 @@ class Connection(asyncio.Protocol):
         return self.take()
 
     @property
+    def age_s(self) -> float:
+        """Seconds since the request."""
+        return self._loop.time() - self.sent_at
+
+    @property
     def buffered_bytes(self) -> int:
         """How much of the body waits to be taken."""
         return self._buffered_bytes
@@ -298,9 +303,8 @@ class Pool:
     ) -> None:
         """`authority`: what it is called, where that is not `host` and `port`."""
         self._host, self._port, self._timeouts, self._tls = host, port, timeouts, tls
-        self._hasty = replace(
-            timeouts, first_byte_timeout_s=min(timeouts.first_byte_timeout_s, timeouts.attempt_timeout_s)
-        )
+        first_byte_s = min(timeouts.first_byte_timeout_s, timeouts.attempt_timeout_s)
+        self._hasty = replace(timeouts, first_byte_timeout_s=first_byte_s)
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self.authority = (authority or f"{host}:{port}").encode()
@@ -310,9 +314,8 @@ class Pool:
     ) -> Connection | None:
         """Send a request on an idle connection and have `listener` told of the answer; None when none is idle.
 
-        One that is `movable` may fail early, since it is tried elsewhere then: see `give_up`, and
-        `attempt_timeout_s`, which only a stream is held to: what is not streamed begins with its end.
-        Give the connection back with `release`. Does not block.
+        One that is `movable` may fail early, and is tried elsewhere then: see `give_up`, and `attempt_timeout_s`, for
+        streams only: other answers begin with their end. Give the connection back with `release`. Does not block.
         """
         while self._idle:
             connection = self._idle.pop()
@@ -326,9 +329,8 @@ class Pool:
     async def request(self, head: bytes, body: bytes, *, movable: bool = False, streamed: bool = False) -> Connection:
         """Send a request and wait for the head of its answer. Give the connection back with `release`.
 
-        `head` is complete, blank line included; the others as in `begin`. A kept-alive connection that closes
-        at once, before any byte came, is tried once more on a new one: the engine had closed it before it saw the
-        request. Raises `UpstreamError`.
+        `head` is complete, blank line included; the others as in `begin`. A kept-alive connection that closes at once
+        is tried once more on a new one: it was closed before the engine saw the request. Raises `UpstreamError`.
         """
         timeouts, lost = self._hasty if movable and streamed else self._timeouts, None
         while self._idle and lost is None:
@@ -337,7 +339,7 @@ class Pool:
                 try:
                     return await self._sent(connection, head, body, timeouts, movable)
                 except UpstreamLost as error:
-                    if asyncio.get_running_loop().time() > connection.sent_at + KEPT_CLOSES_S:
+                    if connection.age_s > KEPT_CLOSES_S:
                         raise
                     lost = error
         try:
@@ -357,8 +359,7 @@ class Pool:
 
     def give_up(self, requests_max: int) -> None:
         """The engine is silent: end so many of the requests that may go elsewhere."""
-        waiting = [connection for connection in self._busy if connection.movable and not connection.began]
-        for connection in waiting[:requests_max]:
+        for connection in [c for c in self._busy if c.movable and not c.began][:requests_max]:
             connection.abort(UpstreamTimeout("the engine does not answer"))
 
     def sweep(self, now: float) -> None:

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
 from orchestrator.access.auth import bearer
+from orchestrator.answering import CYCLE
 from orchestrator.errors import ApiError
-from orchestrator.proxy import CYCLE
 from orchestrator.upstream import Headers
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -24,15 +24,30 @@ class Balancer:
         self.budget = RetryBudget()
         self._chance = chance
         self._policy = POLICIES[balance](chance)
-        self._pool: Sequence[Lane] = ()
+        self._pool: tuple[Lane, ...] = ()
+        self._leaving: tuple[Lane, ...] = ()
         self._lanes: tuple[Lane, ...] = ()
 
-    def lay(self, pool: Sequence[Lane], now: float) -> tuple[tuple[Lane, ...], tuple[Lane, ...]]:
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """All that there is to look after."""
+        return self._pool + self._leaving
+
+    def pool(self, lanes: Sequence[Lane], out: Sequence[Lane]) -> tuple[Lane, ...]:
+        """The model's lanes, given those of a route that may have been through `lay` already."""
+        return (*lanes, *(lane for lane in out if lane not in self._leaving))
+
+    def leaving(self, pool: Sequence[Lane]) -> tuple[Lane, ...]:
+        """The lanes that were the model's, are not in `pool`, and still have something to finish."""
+        return tuple(lane for lane in self.lanes if lane.in_flight and lane not in pool)
+
+    def lay(self, pool: tuple[Lane, ...], now: float) -> tuple[tuple[Lane, ...], tuple[Lane, ...]]:
         """Take the model's lanes, or look at them again: about once a second, and when a breaker has turned. Returns
         those in rotation, and the others."""
-        for gone in set(self._pool) - set(pool):
+        leaving = self.leaving(pool)
+        for gone in set(self.lanes).difference(pool, leaving):
             gone.breaker = None
-        self._pool = pool
+        self._pool, self._leaving = pool, leaving
         for lane in pool:
             if lane.breaker is None:
                 lane.breaker = Breaker()
@@ -41,11 +56,11 @@ class Balancer:
             held_back = lane.breaker is not None and lane.breaker.state is not State.CLOSED
             lane.weigh(now, self._chance(), held_back=held_back)
         self._policy.lay(self._lanes)
-        return self._lanes, out
+        return self._lanes, out + leaving
 
     def disband(self) -> None:
         """It has no longer several lanes."""
-        for lane in self._pool:
+        for lane in self.lanes:
             lane.breaker = None
 
     def choose(self, body: bytes) -> Lane:
@@ -77,7 +92,7 @@ class Balancer:
 
     def relieve(self, now: float) -> None:
         """Have the requests of engines that fell silent tried elsewhere, as many as may be tried again."""
-        for lane in self._pool:
+        for lane in self.lanes:
             breaker = lane.breaker
             if breaker is None or breaker.state is not State.OPEN or breaker.fault is not Fault.SILENT:
                 continue

@@ -88,13 +88,13 @@ class Bill:
         "_leave",
         "_meter",
         "_metrics",
-        "_streamed",
         "_tap",
         "_veil",
         "began_at",
         "cold",
         "deployment",
         "key",
+        "streamed",
     )
 
     def __init__(
@@ -109,7 +109,7 @@ class Bill:
         self._metrics = meter.metrics.of(deployment.name)
         self._leave = leave
         self._body_bytes = body_bytes
-        self._streamed = bool(asked.stream)
+        self.streamed = bool(asked.stream)
         self._closed = False
         self._tap: Tap | None = None
         self._veil: stream_usage.Veil | None = None
@@ -152,7 +152,7 @@ class Bill:
         """The head of its answer is here; `sized`: with a length, so that nothing can be taken out of the body."""
         self._metrics.first_byte_seconds.observe(perf_counter() - self.began_at)
         if status < 400:
-            self._tap = Tap(streamed=self._streamed)
+            self._tap = Tap(streamed=self.streamed)
         if sized:
             self._veil = None
 

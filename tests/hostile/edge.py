@@ -15,10 +15,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from orchestrator.answering import CONNECTION
 from orchestrator.errors import ApiError
 from orchestrator.guard import Express, Ride
 from orchestrator.head import path_of
-from orchestrator.proxy import CONNECTION
 from orchestrator.reader import ClientGone, read_body
 from orchestrator.server import Server, listen, server
 from orchestrator.settings import Settings
