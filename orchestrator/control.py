@@ -20,7 +20,7 @@ from orchestrator.errors import ApiError, NotFound
 from orchestrator.events import Broadcast
 from orchestrator.json_response import Json
 from orchestrator.metrics import Metrics
-from orchestrator.model import Fleet, Replica, Scope, Traffic
+from orchestrator.model import EngineKind, Fleet, Replica, Scope, Traffic
 from orchestrator.pins import Pins
 from orchestrator.ports import Clock, History, Runtime
 from orchestrator.views import gpu_view, model_view, openai_model, replica_view, start_view
@@ -203,25 +203,25 @@ class Control:
     # --- admin ---
 
     async def _start(self, request: Request, key: Key) -> Response:
-        route = self._route(request, key)
+        route = self._own(request, key)
         self._forgive(route.deployment.name)
         self._activator.ask(route.deployment.name, self._clock.monotonic())
         return await self._asked(request, key)
 
     async def _stop(self, request: Request, key: Key) -> Response:
-        route = self._route(request, key)
+        route = self._own(request, key)
         self._forgive(route.deployment.name)  # what failed before is settled
         self._activator.ask_stop(route.deployment.name, self._clock.monotonic())
         return await self._asked(request, key)
 
     async def _pull(self, request: Request, key: Key) -> Response:
-        route = self._route(request, key)
+        route = self._own(request, key)
         self._forgive(route.deployment.name)
         self._activator.ask_pull(route.deployment.name, self._clock.monotonic())
         return await self._asked(request, key)
 
     async def _pin(self, request: Request, key: Key) -> Response:
-        route = self._route(request, key)
+        route = self._own(request, key)
         self._set_pin(route.deployment.name, True)
         return await self._start(request, key)  # one that was stopped by hand is wanted again
 
@@ -244,19 +244,28 @@ class Control:
 
     async def _openai_models(self, request: Request, key: Key) -> Response:
         now = self._clock.monotonic()
-        return _list([openai_model(route, self._created_unix, now) for route in self._visible(key)])
+        named = [(name, r) for r in self._visible(key) for name in (r.deployment.name, *r.deployment.aliases)]
+        return _list([openai_model(r, name, self._created_unix, now) for name, r in named if key.may_use(name)])
 
     async def _openai_model(self, request: Request, key: Key) -> Response:
         route = self._route(request, key)
-        return Json(openai_model(route, self._created_unix, self._clock.monotonic()))
+        return Json(openai_model(route, request.path_params["model"], self._created_unix, self._clock.monotonic()))
 
     def _visible(self, key: Key) -> list[Route]:
         return [route for name, route in self._activator.routes.items() if key.may_use(name)]
 
+    def _own(self, request: Request, key: Key) -> Route:
+        """A model whose engines we start and stop."""
+        route = self._route(request, key)
+        if route.deployment.engine is EngineKind.STATIC:
+            message = f"{route.deployment.name} is static: others start and stop its servers; see its endpoints"
+            raise ApiError(409, message, code="model_static", param="model")
+        return route
+
     def _route(self, request: Request, key: Key) -> Route:
         name = request.path_params["model"]
-        route = self._activator.routes.get(name)
-        if route is None or not key.may_use(name):
+        route = self._activator.find(name, key)
+        if route is None:
             raise ApiError(404, f"no model {name[:200]!r}", code="model_not_found", param="model")
         return route
 

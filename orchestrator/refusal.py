@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.activator import Route
 from orchestrator.errors import ApiError
 from orchestrator.eta import retry_after_s
-from orchestrator.model import IdleAction, Phase, Weights
+from orchestrator.model import EngineKind, IdleAction, Phase, Weights
 
 COME_BACK_S = 5
 """Retry-After where no start tells: the service ends, or a replica is leaving."""
@@ -37,7 +37,8 @@ def refusal(
         return ApiError(400, message, code="model_too_large", param="model", extra=_status(route, now))
     if route.given_up(now) and route.backoff is not None:
         wait_s = retry_after_s(route.backoff.retry_at - now, retry_after_max_s)
-        message = f"{model} could not be started: {route.backoff.error}"
+        failed = "can't be had" if route.deployment.engine is EngineKind.STATIC else "could not be started"
+        message = f"{model} {failed}: {route.backoff.error}"
         if route.backoff.permanent:
             return ApiError(400, message, code="model_failed", param="model", extra=_status(route, now))
         return _503(message, "model_failed", wait_s, _status(route, now))
@@ -65,6 +66,10 @@ def describe(route: Route) -> str:
         return "asleep; waking up now"
     if phase is Phase.LOADING and route.track.wake:
         return "waking up"
+    if route.deployment.engine is EngineKind.STATIC and phase in (Phase.STARTING, Phase.FAILED):
+        return (
+            "starting: its servers are being looked at" if phase is Phase.STARTING else "without a server that is well"
+        )
     if phase in (Phase.STARTING, Phase.LOADING):
         note = note_of(route)
         return f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"

@@ -25,6 +25,8 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], pinne
         "id": route.deployment.name,
         "engine": route.deployment.engine,
         "source": route.deployment.source,
+        "aliases": list(route.deployment.aliases),
+        "fallback": list(route.deployment.fallback),
         "phase": route.track.phase,
         "progress": None if done is None else round(done, 4),
         "note": note_of(route) or ("" if route.track.phase in QUIET else describe(route)),
@@ -83,10 +85,10 @@ def gpu_view(gpu: Gpu, foreign_bytes: int, holders: Iterable[Replica]) -> dict[s
     }
 
 
-def openai_model(route: Route, created_unix: int, now: float) -> dict[str, Any]:
-    """One entry of ``GET /v1/models``: OpenAI's fields and our `status`."""
+def openai_model(route: Route, name: str, created_unix: int, now: float) -> dict[str, Any]:
+    """One entry of ``GET /v1/models``: OpenAI's fields and our `status`. `name`: the model's, or an alias of it."""
     return {
-        "id": route.deployment.name,
+        "id": name,
         "object": "model",
         "created": created_unix,
         "owned_by": "orchestrator",
@@ -95,6 +97,7 @@ def openai_model(route: Route, created_unix: int, now: float) -> dict[str, Any]:
             "eta_s": _rounded(route.eta_s(now)),
             "replicas": len(route.lanes),
         },
+        **({} if name == route.deployment.name else {"alias_of": route.deployment.name}),
     }
 
 
