@@ -155,17 +155,24 @@ def _why_leave(deployment: Deployment | None, fleet: Fleet, replica: Replica, no
     """Why a live replica should go; empty: it stays."""
     if deployment is None:
         return "its model is no longer configured"
+    if reason := _why_itself(deployment, fleet, replica, now):
+        return reason
+    if _idle(deployment, fleet, replica, now):
+        return IDLE
+    return FEWER if replica is _spared_by_load(deployment, fleet, now) else ""
+
+
+def _why_itself(deployment: Deployment, fleet: Fleet, replica: Replica, now: float) -> str:
+    """Why it should go whatever its model's load is."""
     if _stopped_one(fleet, replica):
         return "stopped by hand"
     if deployment.spec != replica.spec and _replaceable(deployment, fleet, replica, now):
         return "its settings changed"
     if replica in _beyond_max(deployment, fleet, replica):
         return "one more than max_replicas"
-    if replica.phase is Phase.SLEEPING:
-        return "it slept for long" if now - replica.phase_at >= deployment.sleep_timeout_s else ""
-    if replica is _spared_by_load(deployment, fleet, now):
-        return FEWER
-    return IDLE if _idle(deployment, fleet, replica, now) else ""
+    if replica.phase is Phase.SLEEPING and now - replica.phase_at >= deployment.sleep_timeout_s:
+        return "it slept for long"
+    return ""
 
 
 def _beyond_max(deployment: Deployment, fleet: Fleet, replica: Replica) -> list[Replica]:
@@ -186,10 +193,11 @@ def _replaceable(deployment: Deployment, fleet: Fleet, replica: Replica, now: fl
 
 
 def _spared_by_load(deployment: Deployment, fleet: Fleet, now: float) -> Replica | None:
-    """The next to leave because there is work for fewer; one at a time, so None while another is leaving."""
-    replicas = fleet.of(deployment.name)
+    """The next to leave because there is work for fewer; one at a time, so None while another is leaving or is to."""
     up = _up(deployment, fleet)
-    if len(up) < 2 or any(r.phase in LEAVING for r in replicas) or len(up) <= wished(deployment, fleet, now):
+    if len(up) < 2 or len(up) <= wished(deployment, fleet, now):
+        return None
+    if any(r.phase in LEAVING or _why_itself(deployment, fleet, r, now) for r in fleet.of(deployment.name)):
         return None
     return leave_order(up)[0]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.actions import Action, Drain, Launch, Pull, Sleep, Stop, Wake
 from orchestrator.crew import awake
-from orchestrator.decide import FEWER
+from orchestrator.decide import FEWER, IDLE
 from orchestrator.fleet import BACKOFF_BASE_S, BACKOFF_MAX_S, LEAVES, STABLE_S
 from orchestrator.model import Demand, Deployment, Fleet, Phase, Replica, WeightsState
 from orchestrator.placement import place, rooms
@@ -101,7 +101,7 @@ class Laws:
 
     def _drain(self, drain: Drain, world: World, now: float) -> None:
         engine = world.engines.get(drain.replica)
-        if drain.reason == "idle" and engine is not None and engine.busy(now):
+        if drain.reason == IDLE and engine is not None and engine.busy(now):
             raise Broken(f"{drain.replica} was drained as idle with {len(engine.ends)} requests in flight")
         self.drained_at.setdefault(drain.replica, now)
 
@@ -146,27 +146,29 @@ class Laws:
 
     # --- what is ---
 
-    def hold(self, world: World, fleet: Fleet, deployments: Mapping[str, Deployment]) -> None:
+    def hold(self, world: World, fleet: Fleet, deployments: Mapping[str, Deployment], now: float) -> None:
         """The state of the world after a pass."""
         live = Counter(engine.model for engine in world.engines.values())
-        limits = {model: deployments[model].max_replicas if model in deployments else 1 for model in live}
-        if over := [model for model, count in live.items() if count > limits[model]]:
+        if over := [model for model, count in live.items() if count > REPLICAS.get(model, (0, 1))[1]]:
             raise Broken(f"{over} run more than max_replicas engines")
         for gpu in GPUS:
             holders = [engine for engine in world.engines.values() if gpu.uuid in engine.gpus]
             if sum(engine.holds_bytes(gpu) for engine in holders) > gpu.memory_bytes:
                 raise Broken(f"{gpu.uuid} is promised twice: to {sorted(engine.id for engine in holders)}")
         if fleet.known:
-            self._current(fleet, deployments)
+            self._current(fleet, deployments, now)
 
-    def _current(self, fleet: Fleet, deployments: Mapping[str, Deployment]) -> None:
-        """After a pass, nothing serves that its operator has changed, removed or stopped."""
+    def _current(self, fleet: Fleet, deployments: Mapping[str, Deployment], now: float) -> None:
+        """After a pass, nothing serves that its operator has changed, removed or stopped; but of several replicas each
+        may serve until others do."""
         for replica in fleet.replicas.values():
             if replica.phase is not Phase.READY:
                 continue
             deployment = deployments.get(replica.model)
             stop_at = fleet.demand.get(replica.model, Demand()).stop_at
-            if deployment is None or deployment.spec != replica.spec:
+            stale_s = 0.0 if deployment is None or replica.stale_at is None else now - replica.stale_at
+            rolls = deployment is not None and deployment.max_replicas > 1 and stale_s < deployment.start_timeout_s
+            if deployment is None or (deployment.spec != replica.spec and not rolls):
                 raise Broken(f"{replica.id} serves with settings that are no longer its model's")
             if stop_at is not None and replica.created_at <= stop_at:
                 raise Broken(f"{replica.id} serves though it was stopped by hand")
@@ -215,11 +217,11 @@ def _lacking(deployment: Deployment, fleet: Fleet) -> bool:
 
 
 def _leave_some(actions: Sequence[Action], fleet: Fleet) -> None:
-    """Replicas leave one at a time when there is work for fewer, and make room for one more of another model only where
-    that leaves their own model served."""
-    going = {a.replica for a in actions if isinstance(a, Drain | Stop | Sleep)}
+    """Replicas leave one at a time when there is work for fewer (all at once when there is none for long), and make
+    room for one more of another model only where that leaves their own served."""
+    going = {a.replica for a in actions if isinstance(a, Drain | Stop) and a.reason != IDLE}
     for action in actions:
-        if not isinstance(action, Drain | Stop) or (victim := fleet.replicas.get(action.replica)) is None:
+        if not isinstance(action, Drain | Stop) or (victim := fleet.replicas[action.replica]).phase in LEAVES:
             continue
         replicas = [r for r in fleet.of(victim.model) if r is not victim]
         stay = [r for r in replicas if r.id not in going and r in awake(fleet, victim.model)]

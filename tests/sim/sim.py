@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -24,6 +23,7 @@ from orchestrator.model import (
     WeightsState,
 )
 from orchestrator.tracks import tracked
+from tests.sim.calm import come
 from tests.sim.laws import Broken, Laws
 from tests.sim.world import GB, GPUS, NEEDS, SLEEPERS, World, deployments
 
@@ -31,14 +31,6 @@ Decide = Callable[[Mapping[str, Deployment], Fleet, float], tuple[Action, ...]]
 Advance = Callable[[Fleet, Mapping[str, Deployment], Sighting, float], Fleet]
 
 PATIENCE_S = 40.0
-QUIET_S = 300.0
-CALM_S = 800.0
-"""Longer than the longest back-off and a start: in a calm world, who asks for this long is served."""
-STEADY_MODEL, STEADY_REPLICAS, STEADY_IN_FLIGHT = "m0", 3, (3, 7)
-"""One with a target of 2: at 5 requests in the mean there is work for 3 replicas."""
-STEADY_S = 200.0
-SETTLE_S = 150.0
-"""A stable window and what it takes to leave a panic and the delay of scaling down."""
 
 
 Outcome = Callable[[Fleet, float], Fleet]
@@ -78,7 +70,7 @@ class Sim:
         self.laws.boot()
 
     def run(self, steps: int) -> None:
-        """Trouble for `steps`, then calm: everybody who asks is served; then silence: nothing is left.
+        """Trouble for `steps`, then calm: see `calm.come`.
 
         Raises `Broken`, with the seed and the moment, as soon as a law does not hold.
         """
@@ -86,64 +78,9 @@ class Sim:
             for _ in range(steps):
                 self.trouble()
                 self.step(self.dice.uniform(0.05, 1.5))
-            self.calm_down()
+            come(self)
         except Broken as broken:
             raise Broken(f"seed {self.seed}, {self.now - 1000:.1f} s in: {broken}") from None
-
-    def calm_down(self) -> None:
-        self.world.calm, self.world.silent_until, self.world.foreign = True, 0.0, {}
-        self.deployments = deployments(self.specs)
-        for model in self.deployments:
-            self.serve_in_calm(model)
-        self.keep_steady()
-        ends_at = self.now + QUIET_S
-        while self.now < ends_at:
-            self.step(1.0)
-        kept = {
-            name: d.min_replicas for name, d in self.deployments.items() if d.min_replicas and not self.stopped(name)
-        }
-        left = Counter(engine.model for engine in self.world.engines.values())
-        if left != kept or Counter(replica.model for replica in self.fleet.replicas.values()) != kept:
-            raise Broken(f"in the quiet {dict(left)} engines are left, and should be {kept}")
-
-    def stopped(self, model: str) -> bool:
-        """By hand, and nobody has asked since."""
-        demand = self.demand.get(model, Demand())
-        return demand.stop_at is not None and (demand.asked_at is None or demand.asked_at <= demand.stop_at)
-
-    def keep_steady(self) -> None:
-        """Load that is the same in the mean: in the end there are as many replicas as it needs, and they stay."""
-        ends_at, settled_at = self.now + CALM_S, None
-        while settled_at is None or self.now < settled_at + STEADY_S:
-            ready = [r.id for r in self.fleet.of(STEADY_MODEL) if r.phase is Phase.READY]
-            self.ask_steadily(ready)
-            before = len(self.world.launches)
-            self.step(1.0)
-            up = [r for r in self.fleet.of(STEADY_MODEL) if r.phase is Phase.READY]
-            if settled_at is None and len(up) == STEADY_REPLICAS and self.now > ends_at - CALM_S + SETTLE_S:
-                settled_at = self.now
-            if settled_at is None and self.now > ends_at:
-                raise Broken(f"{STEADY_MODEL} has {len(up)} replicas under a load for {STEADY_REPLICAS}")
-            if settled_at is not None and (len(up) != STEADY_REPLICAS or len(self.world.launches) > before):
-                raise Broken(f"{STEADY_MODEL} has {len(up)} replicas under a load that has not changed")
-
-    def ask_steadily(self, ready: list[str]) -> None:
-        """Requests of 1 to 3 s, so that some are always there."""
-        if not ready:
-            self.request(STEADY_MODEL, hold=False)
-            return
-        low, high = STEADY_IN_FLIGHT
-        there = sum(len(engine.ends) for engine in self.world.engines.values() if engine.model == STEADY_MODEL)
-        for _ in range(self.dice.randint(low, high) - there):
-            self.request(STEADY_MODEL, hold=False, takes_s=(0.5, 1.5))
-
-    def serve_in_calm(self, model: str) -> None:
-        before, ends_at = self.served, self.now + CALM_S
-        while self.served == before:
-            if self.now > ends_at:
-                raise Broken(f"{model} was not served within {CALM_S} s of calm")
-            self.request(model, hold=False)
-            self.step(2.0)
 
     def trouble(self) -> None:
         """What may happen in between, at random."""
@@ -157,7 +94,19 @@ class Sim:
             self.world.silent_until = self.now + dice.uniform(1, 30)
         elif luck < 0.33:
             self.crash()
-        elif luck < 0.335:
+        elif luck < 0.35:
+            self.reconfigure(luck)
+        elif luck < 0.375:
+            self.by_hand(self.some_model())
+        elif luck < 0.39:
+            model = self.some_model()
+            for _ in range(dice.randint(5, 15)):  # a class begins
+                self.request(model, hold=dice.random() < 0.8)
+
+    def reconfigure(self, luck: float) -> None:
+        """The file, or the machine around us, changes."""
+        dice = self.dice
+        if luck < 0.335:
             self.specs += 1
             self.deployments = {n: d for n, d in deployments(self.specs).items() if n in self.deployments}
         elif luck < 0.34:
@@ -165,15 +114,9 @@ class Sim:
             self.deployments.pop(self.some_model())
         elif luck < 0.345:
             self.deployments = deployments(self.specs)
-        elif luck < 0.35:
+        else:
             taken = dice.choice((0, 0, 3, 30)) * GB
             self.world.foreign = {dice.choice(GPUS).uuid: taken}
-        elif luck < 0.375:
-            self.by_hand(self.some_model())
-        elif luck < 0.39:
-            model = self.some_model()
-            for _ in range(dice.randint(5, 15)):  # a class begins
-                self.request(model, hold=dice.random() < 0.8)
 
     def some_model(self) -> str:
         return self.dice.choice(list(self.deployments))
@@ -241,7 +184,7 @@ class Sim:
             self.finish(ended)
         self.one_pass(known, instances)
         self.release()
-        self.laws.hold(self.world, self.fleet, self.deployments)
+        self.laws.hold(self.world, self.fleet, self.deployments, self.now)
         self.laws.wait(self.fleet, self.deployments.values(), {e.action.model for e in self.effects.values()}, self.now)
 
     def forget_ended(self) -> None:
