@@ -25,6 +25,7 @@ from orchestrator.access.auth import KeyRing
 from orchestrator.access.browsers import Browsers
 from orchestrator.access.sessions import LINK_S, Sessions
 from orchestrator.activator import Activator, Route
+from orchestrator.balance.poller import Poller
 from orchestrator.clock import SystemClock
 from orchestrator.config import Watched, deployments
 from orchestrator.control import Control, LabelledAnswers, on_api_error, on_bug, on_http_exception
@@ -293,6 +294,7 @@ class Service:
             await self._parts.images.find({d.image for d in self._reconciler.deployments.values()})
         self._loop_task = kept(self._reconciler.run(started), "reconcile")
         servers = kept(self._servers.run(looked), "servers")
+        loads = kept(Poller(self._activator, self._clock.monotonic).run(), "loads")
         documents = kept(self._library.run(), "documents")
         dashboard = kept(self._dashboard.run(), "dashboard")
         await self._usage.begin()
@@ -307,7 +309,7 @@ class Service:
         finally:
             scheduler.shutdown(wait=False)
             self.drain()
-            for task in (dashboard, documents, servers, self._loop_task):
+            for task in (dashboard, documents, loads, servers, self._loop_task):
                 await ended(task)
             self._servers.close()
             if self.settings.runtime.on_exit == "stop":
@@ -364,7 +366,7 @@ class Service:
     def _publish(self, routes: Mapping[str, Route]) -> None:
         before = self._activator.routes
         self._activator.publish(routes, self._clock.monotonic())
-        for name, route in routes.items():
+        for name, route in self._activator.routes.items():
             old = before.get(name)
             if old is None or old.track.phase is not route.track.phase or old.lanes != route.lanes:
                 self._events.send("model", self._control.view(route))

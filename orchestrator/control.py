@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.model import EngineKind, Fleet, Replica, Scope, Traffic
 from orchestrator.pins import Pins
 from orchestrator.ports import Clock, History, Runtime
-from orchestrator.views import gpu_view, model_view, openai_model, replica_view, start_view
+from orchestrator.views import gpu_view, lane_view, model_view, openai_model, replica_view, start_view
 
 LOG_TAIL_BYTES_DEFAULT = 64 * 2**10
 LOG_TAIL_BYTES_MAX = 4 * 2**20
@@ -86,6 +87,7 @@ class Control:
             HttpRoute("/api/healthz", self._live),
             HttpRoute("/ready", self._ready),
             HttpRoute("/health", self._show_health),
+            HttpRoute("/load-stats", needs(Scope.MONITOR, self._load_stats)),
             HttpRoute("/metrics", needs(Scope.MONITOR, self._show_metrics)),
             HttpRoute("/v1/models", needs(Scope.REALTIME, self._openai_models)),
             HttpRoute("/v1/models/{model:path}", needs(Scope.REALTIME, self._openai_model)),
@@ -105,7 +107,7 @@ class Control:
 
     def view(self, route: Route) -> dict[str, Any]:
         """One model as ``GET /api/models/{id}`` shows it."""
-        traffic = {lane.replica: lane.traffic() for lane in route.lanes}
+        traffic = {lane.replica: lane.traffic() for lane in (*route.lanes, *route.out)}
         held = self._activator.held_for(route.deployment.name)
         pinned = route.deployment.name in self._pins.models
         return model_view(route, held=held, traffic=traffic, pinned=pinned, now=self._clock.monotonic())
@@ -119,6 +121,17 @@ class Control:
         fleet = self._fleet()
         mine = [r for r in fleet.replicas.values() if key.may_use(r.model)]
         return [gpu_view(g, fleet.foreign.get(g.uuid, 0), [r for r in mine if g.uuid in r.gpus]) for g in fleet.gpus]
+
+    def servers(self, key: Key) -> list[dict[str, Any]]:
+        """The ways to engines of those models, as ``GET /load-stats`` shows them."""
+        now = self._clock.monotonic()
+        lanes = [(route, lane) for route in self._visible(key) for lane in (*route.lanes, *route.out)]
+        return [lane_view(route.deployment.name, lane, rotating=lane in route.lanes, now=now) for route, lane in lanes]
+
+    def trouble(self) -> str:
+        """What is wrong with the configuration or the key file, of which the old one stays in force; empty: nothing."""
+        checks = self._health.checks()
+        return " · ".join(str(checks[name]["detail"]) for name in ("configuration", "keys") if not checks[name]["ok"])
 
     async def starts(self, key: Key, *, model: str | None, limit: int) -> list[dict[str, Any]]:
         """The starts of those models, the newest first, as ``GET /api/starts`` shows them."""
@@ -148,7 +161,10 @@ class Control:
     async def _show_health(self, request: Request) -> Response:
         checks = self._health.checks()
         healthy = all(check["ok"] for check in checks.values())
-        return Json({"status": "ok" if healthy else "degraded", "checks": checks})
+        told: dict[str, Any] = {"status": "ok" if healthy else "degraded", "checks": checks}
+        with contextlib.suppress(ApiError):  # names of models and servers are not for everybody
+            told["servers"] = self.servers(self._keys.admit(request.scope["headers"], Scope.MONITOR))
+        return Json(told)
 
     # --- monitor ---
 
@@ -164,6 +180,9 @@ class Control:
     async def _replicas(self, request: Request, key: Key) -> Response:
         now = self._clock.monotonic()
         return _list([replica_view(r, t, now) for route in self._visible(key) for r, t in _pairs(route)])
+
+    async def _load_stats(self, request: Request, key: Key) -> Response:
+        return _list(self.servers(key))
 
     async def _gpus(self, request: Request, key: Key) -> Response:
         return _list(self.gpus(key))
@@ -271,7 +290,7 @@ class Control:
 
 
 def _pairs(route: Route) -> list[tuple[Replica, Traffic]]:
-    traffic = {lane.replica: lane.traffic() for lane in route.lanes}
+    traffic = {lane.replica: lane.traffic() for lane in (*route.lanes, *route.out)}
     return [(replica, traffic.get(replica.id, Traffic())) for replica in route.replicas]
 
 

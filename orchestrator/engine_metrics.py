@@ -19,6 +19,7 @@ from orchestrator.access.auth import KeyRing
 from orchestrator.access.key import Key
 from orchestrator.activator import Activator, Route
 from orchestrator.balance.lane import Lane
+from orchestrator.balance.poller import read_metrics
 from orchestrator.errors import ApiError, UpstreamError
 from orchestrator.json_response import Json
 from orchestrator.model import Scope
@@ -62,7 +63,7 @@ class EngineMetrics:
             raise ApiError(404, "no such replica is ready", code="replica_not_found", param="replica")
         try:
             async with asyncio.timeout(SCRAPE_S):
-                return await _read(lane)
+                return await read_metrics(lane, _page)
         except TimeoutError:
             raise ApiError(
                 504, f"the engine's metrics took more than {SCRAPE_S:.0f} s", code="engine_timeout"
@@ -85,23 +86,18 @@ def _target(route: Route, lane: Lane, authority: str) -> dict[str, object]:
     return {"targets": [authority], "labels": labels}
 
 
-async def _read(lane: Lane) -> Response:
+async def _page(connection: Connection) -> Response:
     """The engine's page as it is. Raises `UpstreamError`, and `ApiError` for what is no page of metrics."""
-    head = b"GET /metrics HTTP/1.1\r\nhost: %b\r\naccept: text/plain\r\n\r\n" % lane.pool.authority
-    connection = await lane.pool.request(head, b"")
-    try:
-        if connection.status != 200:
-            raise ApiError(502, f"the engine answered {connection.status} to /metrics", code="engine_error")
-        media_type = _media_type(connection)
-        page = bytearray()
-        while data := await connection.chunk():
-            page += data
-            if len(page) > PAGE_BYTES_MAX:
-                limit = PAGE_BYTES_MAX // 2**20
-                raise ApiError(502, f"the engine's metrics are more than {limit} MiB", code="engine_error")
-        return Response(bytes(page), headers={"content-type": media_type, "x-content-type-options": "nosniff"})
-    finally:
-        lane.pool.release(connection)
+    if connection.status != 200:
+        raise ApiError(502, f"the engine answered {connection.status} to /metrics", code="engine_error")
+    media_type = _media_type(connection)
+    page = bytearray()
+    while data := await connection.chunk():
+        page += data
+        if len(page) > PAGE_BYTES_MAX:
+            limit = PAGE_BYTES_MAX // 2**20
+            raise ApiError(502, f"the engine's metrics are more than {limit} MiB", code="engine_error")
+    return Response(bytes(page), headers={"content-type": media_type, "x-content-type-options": "nosniff"})
 
 
 def _media_type(connection: Connection) -> str:

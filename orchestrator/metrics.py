@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from orchestrator.activator import Activator
+from orchestrator.balance.lane_metrics import LaneGauges
 from orchestrator.gpu_metrics import GpuGauges
 from orchestrator.model import Fleet, Phase, StartRecord
 
@@ -119,6 +120,7 @@ class Metrics:
         """Read the gauges from `activator` and the last `fleet`, and the requests' numbers, at each scrape."""
         self._known = lambda: activator.routes
         self.registry.register(_Gauges(activator))
+        self.registry.register(LaneGauges(activator))
         self.registry.register(GpuGauges(fleet))
         self.registry.register(_Requests(self._models))
 
@@ -182,6 +184,6 @@ class _Gauges:
             for each in Phase:
                 phase.add_metric([model, each], float(route.track.phase is each))
             held.add_metric([model], self._activator.held_for(model))
-            flight.add_metric([model], sum(lane.in_flight for lane in route.lanes))
+            flight.add_metric([model], sum(lane.in_flight for lane in (*route.lanes, *route.out)))
             ready.add_metric([model], len(route.lanes))
         return (phase, held, flight, ready, failures)

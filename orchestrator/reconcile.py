@@ -179,6 +179,7 @@ class Reconciler:
             weights={name: self._weights.look(d) for name, d in self.deployments.items()},
             demand=self._activator.demand(),
             traffic={replica: lane.traffic() for replica, lane in self._lanes.items()},
+            loads={id: lane.load for id, lane in self._lanes.items() if lane.load is not None},
             gpus=gpus,
             places=self._runtime.places(),
             asleep=report.asleep,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.activator import Route
+from orchestrator.balance.lane import Lane
 from orchestrator.eta import ORDER
 from orchestrator.gpu import Gpu
 from orchestrator.model import IdleAction, Phase, Replica, StartRecord, Traffic, Weights
@@ -36,7 +37,7 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], pinne
         "start": _start(route, now) if route.track.phase in ORDER else None,
         "error": "" if route.lanes else route.unfit or (route.backoff.error if route.backoff else ""),
         "retry_s": _rounded(max(route.backoff.retry_at - now, 0.0)) if route.backoff and not route.lanes else None,
-        "in_flight": sum(lane.in_flight for lane in route.lanes),
+        "in_flight": sum(lane.in_flight for lane in (*route.lanes, *route.out)),
         "held": held,
         "idle_s": _idle_s(route, now),
         "stops_in_s": _stops_in_s(route, now),
@@ -63,6 +64,33 @@ def replica_view(replica: Replica, traffic: Traffic, now: float) -> dict[str, An
         "in_flight": traffic.in_flight,
         "adopted": replica.adopted,
         "error": replica.error,
+    }
+
+
+def lane_view(model: str, lane: Lane, *, rotating: bool, now: float) -> dict[str, Any]:
+    """The way to one replica or server, as the balancer sees it. What the engine does not tell is null, never 0.
+
+    `utilisation`: the part of its capacity that is taken, where that is known to be of requests. `rotating`: whether
+    it gets new requests.
+    """
+    breaker, load = lane.breaker, lane.load
+    return {
+        "model": model,
+        "replica": lane.replica,
+        "in_rotation": rotating,
+        "load": round(lane.score, 3),
+        "capacity": lane.capacity,
+        "utilisation": round((lane.in_flight + lane.others) / lane.capacity, 3) if lane.capacity > 1 else None,
+        "weight": lane.weight,
+        "in_flight": lane.in_flight,
+        "running": None if load is None else load.running,
+        "waiting": None if load is None else load.waiting,
+        "cache_use": None if load is None or load.kv_use is None else round(load.kv_use, 4),
+        "told_s": None if load is None else _rounded(now - load.at),
+        "breaker": "closed" if breaker is None else breaker.state,
+        "fault": None if breaker is None or breaker.state == "closed" else breaker.fault,
+        "retry_s": None if breaker is None else _rounded(breaker.retry_s(now)),
+        "failures": 0 if breaker is None else breaker.failed,
     }
 
 

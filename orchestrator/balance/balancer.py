@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from orchestrator.balance.breaker import Breaker, Fault, State, outliers
-from orchestrator.balance.lane import Lane
+from orchestrator.balance.lane import SLOW_START_S, Lane
 from orchestrator.balance.names import Balance
 from orchestrator.balance.policy import POLICIES
 from orchestrator.balance.retry import TRIES_MAX, RetryBudget
@@ -47,10 +47,12 @@ class Balancer:
         leaving = self.leaving(pool)
         for gone in set(self.lanes).difference(pool, leaving):
             gone.breaker = None
+        first = not self._pool  # the only one so far may be warm
         self._pool, self._leaving = pool, leaving
         for lane in pool:
             if lane.breaker is None:
                 lane.breaker = Breaker()
+                lane.ramp_at = now - SLOW_START_S if first and lane.last_byte_at is not None else None
         self._lanes, out = rotation(pool, now)
         for lane in pool:
             held_back = lane.breaker is not None and lane.breaker.state is not State.CLOSED
