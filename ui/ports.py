@@ -20,6 +20,9 @@ class Plane(Protocol):
     def gpus(self, key: Key) -> list[Json]:
         """As ``GET /api/gpus``."""
 
+    def trouble(self) -> str:
+        """What is wrong with the files that the service is told to follow; empty: nothing."""
+
     async def starts(self, key: Key, *, model: str | None, limit: int) -> list[Json]:
         """As ``GET /api/starts``: the newest first."""
 

@@ -85,7 +85,12 @@ class Scenes:
 
     async def _models(self, key: Key, subject: str) -> Scene:
         models = self._plane.models(key)
-        return {"summary": Part("_summary.html", values.summary(models)), **self._cards(models, key)}
+        trouble = Part("_trouble.html", {"trouble": self._plane.trouble()})
+        return {
+            "trouble": trouble,
+            "summary": Part("_summary.html", values.summary(models)),
+            **self._cards(models, key),
+        }
 
     async def _one_card(self, key: Key, subject: str) -> Scene:
         model = self._found(key, subject)
@@ -100,7 +105,13 @@ class Scenes:
         return {
             **self._cards([model], key),
             "start": Part("_start.html", _start(model, starts)),
-            "replicas": Part("_replicas.html", {"replicas": [_engine(r, self._unix()) for r in model["replicas"]]}),
+            "replicas": Part(
+                "_replicas.html",
+                {
+                    "replicas": [_engine(r, self._unix()) for r in model["replicas"]],
+                    "static": model["engine"] == "static",
+                },
+            ),
             "history": Part("_starts.html", {"starts": timeline.history(starts), "of_one": True}),
         }
 
@@ -149,5 +160,7 @@ def _start(model: Json, starts: list[Json]) -> Json:
 
 def _engine(replica: Json, now_unix: float) -> Json:
     """One engine; when it was made, not how old it is, so that it stays the same."""
-    kept = {name: replica[name] for name in ("id", "phase", "host", "gpus", "in_flight", "adopted", "error")}
+    kept = {
+        name: replica[name] for name in ("id", "phase", "host", "endpoint", "gpus", "in_flight", "adopted", "error")
+    }
     return {**kept, "made_unix": round(now_unix - replica["age_s"])}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.document_commands import files_app, search, stores_app
+from orchestrator.cli.endpoint_commands import endpoints_app
 from orchestrator.cli.options import Config, Json, Url
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys_app, name="keys")
+app.add_typer(endpoints_app, name="endpoints")
 app.add_typer(files_app, name="files")
 app.add_typer(stores_app, name="stores")
 app.command()(search)

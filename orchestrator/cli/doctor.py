@@ -16,6 +16,7 @@ from pathlib import Path
 import typer
 
 from orchestrator.access.key_file import read_keys
+from orchestrator.cli.endpoint_checks import check_endpoints
 from orchestrator.cli.finding import Finding, Level
 from orchestrator.cli.service import check_exposure
 from orchestrator.cli.storage_checks import check_documents
@@ -25,6 +26,7 @@ from orchestrator.errors import ConfigError, PreflightFailed
 from orchestrator.instance_lock import holder_pid
 from orchestrator.model import Deployment, WeightsState
 from orchestrator.parts import addresses
+from orchestrator.routing import by_kind
 from orchestrator.settings import Settings
 from runtimes.engines import container_engines, engines
 from runtimes.engines.vllm import NOT_INSTALLED, find_vllm
@@ -223,7 +225,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
     in_images = settings.runtime.kind == "docker"
     weights = HubWeights(pulls_max=1)
     adapters = container_engines() if in_images else engines(cache_dir(os.environ))
-    for name, deployment in deployments(settings).items():
+    launched, static = by_kind(deployments(settings))
+    for name, deployment in launched.items():
         found = weights.look(deployment)
         if found.state is WeightsState.FAILED:
             yield Finding(level=Level.FAIL, what=f"{name}: {found.error}", remedy=f'mend models."{name}".source')
@@ -231,6 +234,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(level=Level.OK, what=f"{name}: weights are fetched at the first request, or by `pull`")
         else:
             yield _preflight(deployment, found.path, lambda d, p: adapters[d.engine].preflight(d, p))
+    yield from check_endpoints(static)
 
 
 def _preflight(

@@ -11,7 +11,7 @@ from functools import cached_property
 from orchestrator.errors import UpstreamError
 from orchestrator.servers.disguise import disguise
 from orchestrator.servers.state import Check, Server
-from orchestrator.upstream import Pool, Timeouts, Tls
+from orchestrator.upstream import Connection, Pool, Timeouts, Tls
 
 MODELS_PATH = "/v1/models"
 """What every server that speaks OpenAI's API answers."""
@@ -42,19 +42,13 @@ class Ways:
         A server's faults are in the answer. Redirects are not followed: where a server is, the operator says.
         """
         began = self._monotonic()
-        timeouts = Timeouts(
-            connect_timeout_s=timeout_s,
-            first_byte_timeout_s=timeout_s,
-            stream_idle_timeout_s=timeout_s,
-            request_timeout_s=timeout_s,
-        )
-        pool, path = self.pool(server, timeouts), server.path or server.health_path
+        pool, path = self.pool(server, within(timeout_s)), server.path or server.health_path
         try:
             async with asyncio.timeout(timeout_s):
-                status = await _asked(pool, server, path)
+                status = (await asked(pool, server, path)).status
                 if status == 404 and path != MODELS_PATH:
                     path = MODELS_PATH
-                    status = await _asked(pool, server, path)
+                    status = (await asked(pool, server, path)).status
         except TimeoutError:
             return Check(ok=False, seconds=self._monotonic() - began, error=f"no answer within {timeout_s:g} s")
         except UpstreamError as error:
@@ -65,13 +59,22 @@ class Ways:
         return Check(ok=ok, seconds=seconds, error="" if ok else _refused(status, path), path=path)
 
 
-async def _asked(pool: Pool, server: Server, path: str) -> int:
-    """The status of a GET."""
+def within(seconds: float) -> Timeouts:
+    """Each of them."""
+    return Timeouts(
+        connect_timeout_s=seconds,
+        first_byte_timeout_s=seconds,
+        stream_idle_timeout_s=seconds,
+        request_timeout_s=seconds,
+    )
+
+
+async def asked(pool: Pool, server: Server, path: str) -> Connection:
+    """GET a path of a server's; the head of the answer is there. Raises `UpstreamError`."""
     worn = disguise(server.endpoint, server.model)
     base, end = (b"", b"\r\n") if worn is None else (worn.base, worn.end)
     head = b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n%b"
-    connection = await pool.request(head % (base + path.encode(), pool.authority, end), b"")
-    return connection.status
+    return await pool.request(head % (base + path.encode(), pool.authority, end), b"")
 
 
 def _refused(status: int, path: str) -> str:
