@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.actions import Action, Drain, Launch, Pull, Stop
-from orchestrator.decide import DEMAND_S_MIN, ORPHAN_GRACE_S, decide, wanted
+from orchestrator.actions import Action, Drain, Launch, Pull, Stop, Wake
+from orchestrator.decide import DEMAND_S_MIN, FEWER, ORPHAN_GRACE_S, decide, wanted, wished
 from orchestrator.gpu import Gpu
-from orchestrator.model import Backoff, Demand, Deployment, Fleet, Phase, Weights, WeightsState
+from orchestrator.model import Backoff, Demand, Deployment, Fleet, IdleAction, Phase, Replica, Weights, WeightsState
+from orchestrator.scaling import Scaling
 from tests.values import PRESENT, deployment, fleet, replica
 
 ABSENT = Weights(state=WeightsState.ABSENT)
@@ -138,3 +139,134 @@ def test_same_values_same_actions() -> None:
     models: dict[str, Deployment] = {"m": deployment()}
     known = fleet(demand=ASKED)
     assert decide(models, known, 60.0) == decide(models, known, 60.0)
+
+
+# --- several replicas ---
+
+
+def ready(id: str, created_at: float = 0.0, idle_at: float | None = None, **more: Any) -> Replica:
+    """One with requests in flight, unless told since when it has none."""
+    busy = {"in_flight": 1} if idle_at is None else {}
+    return replica(Phase.READY, id, created_at=created_at, idle_at=idle_at, **{**busy, **more})
+
+
+def asks(desired: int | None, *replicas: Replica, **more: Any) -> Fleet:
+    """A fleet whose load asks for so many."""
+    return fleet(*replicas, scaling={"m": Scaling(desired=desired)}, **more)
+
+
+A, B, C = ready("a"), ready("b", 1.0), ready("c", 2.0)
+
+
+def said(known: Fleet, now: float = 60.0, **settings: Any) -> list[str]:
+    """`+` for a start, else who leaves, or wakes, and how."""
+    told = []
+    for action in actions(known, now, **{"max_replicas": 3, **settings}):
+        match action:
+            case Launch():
+                told.append("+")
+            case Drain(replica=id, reason=reason):
+                told.append(f"drain {id}: {reason}")
+            case Stop(replica=id, reason=reason):
+                told.append(f"stop {id}: {reason}")
+            case Wake(replica=id):
+                told.append(f"wake {id}")
+            case _:
+                told.append(str(action))
+    return told
+
+
+FAILING = Backoff(failures=3, failed_at=50.0, retry_at=70.0, error="no")
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        (asks(1, A), []),
+        (asks(2, A), ["+"]),
+        (asks(9, A, B), ["+"]),  # one launch at a time: the next when this one has landed
+        (asks(9, A, B, C), []),  # no more than max_replicas
+        (asks(2, A, replica(Phase.STARTING, "b", seen=False, landed_at=None)), []),
+        (asks(3, A, replica(Phase.STARTING, "b", seen=False, landed_at=None)), []),
+        (asks(3, A, replica(Phase.STARTING, "b")), ["+"]),
+        (asks(3, A, B, replica(Phase.DRAINING, "c", idle_at=None, phase_at=59.0)), []),  # three engines are there
+        (asks(2, A, replica(Phase.FAILED, "b", error="x")), ["stop b: x", "+"]),
+        (asks(2, A, backoff={"m": FAILING}), []),  # and a stays
+        (asks(2, A, replica(Phase.SLEEPING, "b")), ["wake b"]),
+        (asks(2, A, demand=Demand(stop_at=5.0, asked_at=4.0)), ["drain a: stopped by hand"]),
+        (asks(None, A, B), []),  # nothing is known of its load: as many as there are
+        (asks(0, A), []),  # the last leaves when it is idle for long
+        (asks(1, A, B, C), [f"drain c: {FEWER}"]),  # the newest of equals, and only one
+        (asks(2, A, ready("b", 1.0, in_flight=9), C), [f"drain c: {FEWER}"]),
+        (asks(2, A, ready("b", 1.0, in_flight=9), ready("c", 2.0, in_flight=9)), [f"drain a: {FEWER}"]),
+        (asks(1, A, B, replica(Phase.STARTING, "c")), [f"stop c: {FEWER}"]),  # who starts is missed least
+        (asks(1, A, B, replica(Phase.DRAINING, "c", idle_at=None, phase_at=59.0)), []),  # one leaves at a time
+        (asks(3, A, B, C, ready("d", 3.0)), ["drain d: one more than max_replicas"]),
+        (asks(1, A, B, C, ready("d", 3.0)), ["drain d: one more than max_replicas"]),
+        (
+            asks(4, ready("a", in_flight=1), *(ready(id, 1.0, in_flight=2) for id in "bcd")),
+            ["drain a: one more than max_replicas"],
+        ),
+        (asks(2, ready("a", idle_at=0.0), B), []),  # a has nothing to do since b had room
+        (asks(2, A, B, demand=Demand(held=3)), []),
+    ],
+)
+def test_several(known: Fleet, expected: list[str]) -> None:
+    assert said(known) == expected
+
+
+def test_an_idle_model_goes_as_a_whole_but_for_what_is_kept_warm() -> None:
+    idle = asks(2, ready("a", idle_at=0.0), ready("b", 1.0, idle_at=50.0))
+    assert said(idle, now=149.9) == []
+    assert said(idle, now=150.0) == ["drain a: idle", "drain b: idle"]
+    assert said(idle, now=150.0, min_replicas=1) == ["drain b: idle"]
+    assert said(idle, now=150.0, min_replicas=2) == []
+
+
+@pytest.mark.parametrize(("minimum", "expected"), [(1, ["+"]), (2, ["+"]), (3, ["+"])])
+def test_from_nothing_one_start_after_the_other(minimum: int, expected: list[str]) -> None:
+    assert said(fleet(), min_replicas=minimum) == expected
+    assert said(fleet(A), min_replicas=minimum) == ([] if minimum == 1 else ["+"])
+
+
+def test_who_leaves_for_want_of_work_sleeps_where_it_can() -> None:
+    models = {"m": deployment(max_replicas=2, idle_action=IdleAction.SLEEP)}
+    known = asks(1, *(replace(r, spec=models["m"].spec) for r in (A, B)))
+    [drain] = decide(models, known, 60.0)
+    assert isinstance(drain, Drain) and (drain.replica, drain.then) == ("b", IdleAction.SLEEP)
+
+
+def test_replicas_with_settings_of_old_are_replaced_one_by_one() -> None:
+    old = {"spec": "old", "stale_at": 10.0}
+    a, b = ready("a", **old), ready("b", 1.0, **old)
+    changed = "its settings changed"
+    assert said(asks(2, a, b)) == [f"drain b: {changed}"]
+    assert said(asks(2, a, replica(Phase.DRAINING, "b", idle_at=None, phase_at=59.0))) == ["+"]
+    assert said(asks(2, a)) == ["+"]
+    assert said(asks(2, a, replica(Phase.STARTING, "c"))) == []
+    assert said(asks(2, a, C)) == [f"drain a: {changed}"]
+    assert said(asks(2, a, replica(Phase.STARTING, "b", **old))) == [f"stop b: {changed}"]
+    assert said(asks(1, a)) == [f"drain a: {changed}"]  # the only one
+    assert said(asks(2, a), max_replicas=1) == [f"drain a: {changed}"]
+    late = asks(2, a, backoff={"m": FAILING})
+    assert said(late, now=69.0) == []  # those that serve do, while the new settings fail
+    assert said(late, now=69.0, start_timeout_s=50.0) == [f"drain a: {changed}"]
+    assert said(asks(2, a, b, demand=Demand(stop_at=5.0))) == ["drain a: stopped by hand", "drain b: stopped by hand"]
+
+
+@pytest.mark.parametrize(
+    ("known", "settings", "count"),
+    [
+        (asks(5), {}, 0),
+        (asks(5, demand=ASKED), {}, 3),
+        (asks(None, demand=ASKED), {}, 1),
+        (asks(None), {"min_replicas": 2}, 2),
+        (asks(5, A), {}, 3),
+        (asks(0, A), {}, 1),
+        (asks(2, A), {"max_replicas": 1}, 1),
+        (asks(3, A, demand=Demand(stop_at=5.0)), {}, 0),
+        (asks(2, A, demand=Demand(stop_at=5.0, held=1)), {}, 2),
+    ],
+)
+def test_wished(known: Fleet, settings: dict[str, Any], count: int) -> None:
+    assert wished(deployment(**{"max_replicas": 3, **settings}), known, 60.0) == count

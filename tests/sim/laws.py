@@ -219,14 +219,17 @@ def _lacking(deployment: Deployment, fleet: Fleet) -> bool:
 def _leave_some(actions: Sequence[Action], fleet: Fleet) -> None:
     """Replicas leave one at a time when there is work for fewer (all at once when there is none for long), and make
     room for one more of another model only where that leaves their own served."""
-    going = {a.replica for a in actions if isinstance(a, Drain | Stop) and a.reason != IDLE}
-    for action in actions:
-        if not isinstance(action, Drain | Stop) or (victim := fleet.replicas[action.replica]).phase in LEAVES:
+    why = {a.replica: a.reason for a in actions if isinstance(a, Drain | Stop)}
+    for id, reason in why.items():
+        victim = fleet.replicas[id]
+        if victim.phase in LEAVES:
             continue
-        replicas = [r for r in fleet.of(victim.model) if r is not victim]
-        stay = [r for r in replicas if r.id not in going and r in awake(fleet, victim.model)]
-        if action.reason == FEWER and (not stay or any(r.phase in LEAVES or r.id in going for r in replicas)):
-            raise Broken(f"{victim.id} leaves for want of work beside {[(r.id, r.phase) for r in replicas]}")
-        asker = action.reason.removeprefix("making room for ")
-        if asker != action.reason and awake(fleet, asker) and victim.phase is not Phase.SLEEPING and not stay:
-            raise Broken(f"{victim.id}, its model's only one, makes room for one more of {asker}")
+        others = [r for r in fleet.of(victim.model) if r is not victim]
+        stay = [r for r in awake(fleet, victim.model) if r in others and why.get(r.id, IDLE) in (IDLE, FEWER)]
+        asker = reason.removeprefix("making room for ")
+        if asker != reason and awake(fleet, asker) and victim.phase is not Phase.SLEEPING and not stay:
+            raise Broken(f"{id}, its model's only one, makes room for one more of {asker}")
+        if reason == FEWER and any(r.phase in LEAVES or why.get(r.id) == FEWER for r in others):
+            raise Broken(f"{id} leaves for want of work beside {[(r.id, r.phase) for r in others]}")
+        if reason == FEWER and not any(r in stay or r.id in why for r in others):
+            raise Broken(f"{id} leaves for want of work, though it is the only one")
