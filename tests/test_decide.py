@@ -237,7 +237,7 @@ def test_who_leaves_for_want_of_work_sleeps_where_it_can() -> None:
 
 
 def test_replicas_with_settings_of_old_are_replaced_one_by_one() -> None:
-    old = {"spec": "old", "stale_at": 10.0}
+    old: dict[str, Any] = {"spec": "old", "stale_at": 10.0}
     a, b = ready("a", **old), ready("b", 1.0, **old)
     changed = "its settings changed"
     assert said(asks(2, a, b)) == [f"drain b: {changed}"]

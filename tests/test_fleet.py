@@ -288,3 +288,46 @@ def test_wakes_which_are_many_displace_no_cold_start() -> None:
     )
     wake = replace(start, wake=True)
     assert newest((wake, wake, wake, start, start), 2) == (wake, wake, start, start)
+
+
+# --- several replicas of a model ---
+
+
+def test_failures_beside_one_that_serves_are_forgotten_when_another_has_served() -> None:
+    old = replica(Phase.READY, ready_at=0.0)
+    known = step.failed(fleet(old), "m", "no memory", 100.0)
+    both = (instance(), instance("m-b-1"))
+    assert after(known, 500.0).backoff["m"].failures == 1
+    new = replica(Phase.READY, "m-b-1", ready_at=150.0)
+    known = replace(known, replicas={**known.replicas, new.id: new})
+    assert after(known, 209.9, instances=both).backoff
+    assert not after(known, 210.0, instances=both).backoff
+
+
+def test_one_that_served_for_long_is_made_good_at_once_whatever_others_did() -> None:
+    known = fleet(replica(Phase.READY, ready_at=0.0))
+    for at in (100.0, 110.0, 120.0):
+        known = step.failed(known, "m", "no memory", at)
+    assert known.backoff["m"].retry_at == 128.0
+    gone = after(known, 121.0, instances=())
+    assert (gone.backoff["m"].failures, gone.backoff["m"].retry_at) == (1, 121.0)
+
+
+def test_settings_that_changed_are_noted_with_their_time() -> None:
+    known = after(fleet(replica(Phase.READY, spec="old")), 10.0, instances=(instance(spec="old"),))
+    assert one(after(known, 20.0, instances=(instance(spec="old"),))).stale_at == 10.0
+    assert one(after(fleet(replica(Phase.READY)))).stale_at is None
+
+
+def test_a_model_is_ready_while_one_of_its_replicas_is() -> None:
+    pair = fleet(replica(Phase.READY), replica(Phase.STARTING, "m-b-1"))
+    assert phase_of(pair, MODELS["m"], 10.0) is Phase.READY
+    before = track(pair, 10.0)
+    assert before.tracks["m"].start_at is None
+    now_ready = track(after(before, 20.0, instances=(instance(), instance("m-b-1")), healthy={"m-b-1": True}), 20.0)
+    assert not ended_starts(before, now_ready, MODELS, 0.0, 20.0)
+
+
+def test_a_launch_that_did_not_begin_leaves_its_name_unused() -> None:
+    known = step.launched(fleet(), Launch(model="m", replica="m-b-4", serial=4), MODELS["m"], 0.0)
+    assert known.serial == 5

@@ -6,13 +6,16 @@ import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from math import ceil
 
 import pytest
 
+from orchestrator import arrive
 from orchestrator import fleet as step
-from orchestrator.actions import Action, Drain, Launch, Stop
-from orchestrator.decide import decide
+from orchestrator.actions import Action, Drain, Launch, Pull, Stop
+from orchestrator.decide import FEWER, decide
 from orchestrator.model import Deployment, Fleet, Phase, Sighting
+from orchestrator.scaling import Scaling
 from tests.sim.laws import Broken
 from tests.sim.sim import Advance, Decide, Sim
 
@@ -73,6 +76,37 @@ def forgets_one_model(deployments: Deployments, fleet: Fleet, now: float) -> tup
     return tuple(a for a in decide(deployments, fleet, now) if not (isinstance(a, Launch) and a.model == "m3"))
 
 
+def never_more_than_one(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    return decide(deployments, replace(fleet, scaling={}), now)
+
+
+def all_leave_at_once(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    actions = decide(deployments, fleet, now)
+    fewer = {a.model for a in actions if isinstance(a, Drain) and a.reason == FEWER}
+    known = {a.replica for a in actions if not isinstance(a, Pull)}
+    up = [r for r in fleet.replicas.values() if r.model in fewer and r.phase is Phase.READY and r.id not in known]
+    return (*actions, *(Drain(model=r.model, replica=r.id, reason=FEWER) for r in up))
+
+
+def one_too_many(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    return decide({n: replace(d, max_replicas=d.max_replicas + 1) for n, d in deployments.items()}, fleet, now)
+
+
+def fewer_than_the_least(deployments: Deployments, fleet: Fleet, now: float) -> tuple[Action, ...]:
+    return decide({n: replace(d, min_replicas=min(d.min_replicas, 1)) for n, d in deployments.items()}, fleet, now)
+
+
+def forgets_the_window(fleet: Fleet, deployments: Deployments, seen: Sighting, now: float) -> Fleet:
+    """It does as the last look says, up and down."""
+    known = step.advance(replace(fleet, scaling={}), deployments, seen, now)
+    calm = {name: replace(s, panic_at=None, panic_replicas=0) for name, s in known.scaling.items()}
+    return replace(known, scaling={name: replace(s, desired=_of_the_last_look(s)) for name, s in calm.items()})
+
+
+def _of_the_last_look(scaling: Scaling) -> int | None:
+    return ceil(scaling.buckets[-1].work) if scaling.buckets else None
+
+
 def does_not_adopt(fleet: Fleet, deployments: Deployments, seen: Sighting, now: float) -> Fleet:
     known = None if seen.instances is None else tuple(i for i in seen.instances if i.id in fleet.replicas)
     return step.advance(fleet, deployments, replace(seen, instances=known), now)
@@ -96,15 +130,24 @@ def waits_for_ever(fleet: Fleet, deployments: Deployments, seen: Sighting, now: 
         leases_one_gpu_to_all,
         leaves_the_failed_lying,
         forgets_one_model,
+        never_more_than_one,
+        all_leave_at_once,
+        one_too_many,
+        fewer_than_the_least,
     ],
 )
 def test_faults_in_decide_are_found(fault: Decide) -> None:
     assert found(decide=fault)
 
 
-@pytest.mark.parametrize("fault", [does_not_adopt, takes_unknown_for_gone, waits_for_ever])
+@pytest.mark.parametrize("fault", [does_not_adopt, takes_unknown_for_gone, waits_for_ever, forgets_the_window])
 def test_faults_in_advance_are_found(fault: Advance) -> None:
     assert found(advance=fault)
+
+
+def test_an_only_replica_that_makes_room_for_one_more_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrive, "awake", lambda fleet, model: [])
+    assert found()
 
 
 def found(*, decide: Decide = decide, advance: Advance = step.advance) -> bool:
