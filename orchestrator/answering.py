@@ -35,6 +35,7 @@ class Call:
         "scope",
         "send",
         "sent",
+        "streamed_from",
         "target",
         "tried",
     )
@@ -54,6 +55,8 @@ class Call:
         self.body = b""
         self.model = ""
         self.tried: tuple[Lane, ...] = ()
+        self.streamed_from: tuple[Lane, float] | None = None
+        """The one of several lanes that a stream came by, and the seconds that it took."""
         self.bill: Bill
         """There once it is admitted at its limits."""
 

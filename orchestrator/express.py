@@ -273,7 +273,10 @@ class Ride:
 
     def _arrive(self, outcome: Outcome) -> None:
         """Done with the engine and the client, whatever came of it."""
-        self._bill.close(outcome)
+        lane, bill = self._lane, self._bill
+        bill.close(outcome)
+        if lane.breaker is not None and outcome is Outcome.OK and bill.streamed:
+            lane.breaker.paced(self._connection.age_s, bill.completion_tokens)
         self._end_turn()
         self._let_go()
 

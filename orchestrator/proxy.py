@@ -162,6 +162,10 @@ class Proxy:
                 lane, turn = await self._admit(call, asked)
                 good = await self._attempt(call, lane, turn)
             bill.close(Outcome.OK if good else Outcome.ERROR)
+            if call.streamed_from is not None:
+                lane, seconds = call.streamed_from
+                if good and lane.breaker is not None:
+                    lane.breaker.paced(seconds, bill.completion_tokens)
         except UpstreamError as error:
             bill.close(Outcome.ERROR)
             self._wake()
@@ -274,6 +278,8 @@ class Proxy:
                     return await pass_error(call, connection)
                 call.answering = True
                 await pass_on(call, connection)
+                if lane.breaker is not None and bill.streamed:
+                    call.streamed_from = lane, connection.age_s
                 return True
             finally:
                 lane.pool.release(connection)

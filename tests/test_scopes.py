@@ -50,6 +50,7 @@ TABLE: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/api/usage"): ANY,
     ("GET", "/api/logs/{replica}"): LOOK,
     ("GET", "/api/events"): LOOK,
+    ("GET", "/load-stats"): LOOK,
     **{("POST", path): ASK for path in TARGETS},
     ("GET", "/dashboard/static/{name}"): OPEN,
     ("GET", "/dashboard/sign-in"): OPEN,

@@ -31,11 +31,13 @@ JITTER = 0.2
 """An opening lasts up to this part longer, so that those who were opened together do not come back together."""
 FORGIVEN_S = 60.0
 """Closed for this long, what was before does not count."""
-SAMPLES_MIN = 5
+SAMPLES_MIN = 4
 SAMPLES_MAX = 16
 SLOW_TIMES = 5.0
-SLOW_MIN_S = 0.25
-"""An outlier's first bytes take so many times as long as its peers', and at least so much longer."""
+SLOW_MIN_S = 0.1
+SLOW_TOKEN_MIN_S = 0.02
+"""An outlier's answers take so many times as long as its peers', and at least so much longer: whole ones,
+the tokens of streams."""
 
 
 class State(StrEnum):
@@ -76,9 +78,9 @@ class Breaker:
         "_until",
         "failed",
         "fault",
-        "first_bytes",
         "opened_at",
         "state",
+        "took",
     )
 
     def __init__(self) -> None:
@@ -88,8 +90,8 @@ class Breaker:
         self.opened_at = 0.0
         self.failed = 0
         """All failures ever."""
-        self.first_bytes: tuple[deque[float], deque[float]] = (deque(maxlen=SAMPLES_MAX), deque(maxlen=SAMPLES_MAX))
-        """The last times to the first byte, in seconds: of whole answers, of streams."""
+        self.took: tuple[deque[float], deque[float]] = (deque(maxlen=SAMPLES_MAX), deque(maxlen=SAMPLES_MAX))
+        """The seconds that its last answers took: whole ones; streams, by the token."""
         self._failures = self._errors = self._missed = self._strikes = 0
         self._until = self._closed_at = 0.0
 
@@ -102,9 +104,13 @@ class Breaker:
             tried = self.state is State.HALF_OPEN or self._errors >= ERRORS_MAX
             return tried and self._open(Fault.ERRORS, now, chance)
         self._errors = 0
-        if status < 400:
-            self.first_bytes[streamed].append(first_byte_s)
+        if status < 400 and not streamed:
+            self.took[False].append(first_byte_s)
         return self._close(now)
+
+    def paced(self, seconds: float, tokens: int) -> None:
+        """A stream has ended well."""
+        self.took[True].append(seconds / max(tokens, 1))
 
     def missed(self, now: float, chance: float, *, refused: bool) -> bool:
         """A request failed before its first byte; `refused`: there was no connection."""
@@ -152,7 +158,7 @@ class Breaker:
         self._until = now + backoff_s * (1 + JITTER * chance)
         self.state, self.fault, self.opened_at = State.OPEN, fault, now
         self._failures = self._errors = 0
-        for samples in self.first_bytes:
+        for samples in self.took:
             samples.clear()
         return True
 
@@ -165,17 +171,21 @@ class Breaker:
 
 
 def outliers(breakers: Sequence[Breaker]) -> list[Breaker]:
-    """Those whose first bytes take much longer than their peers'. Whole answers and streams are compared apart, by
-    their medians, since one long answer tells nothing."""
+    """Those whose answers take much longer than their peers'. Whole answers, and streams by the token, since an engine
+    may begin them before it has one, are compared apart, by their medians: one long answer tells nothing."""
     found: list[Breaker] = []
     for streamed in (False, True):
         typical = {
-            breaker: median(breaker.first_bytes[streamed])
+            breaker: median(breaker.took[streamed])
             for breaker in breakers
-            if len(breaker.first_bytes[streamed]) >= SAMPLES_MIN
+            if len(breaker.took[streamed]) >= SAMPLES_MIN
         }
         for breaker, own_s in typical.items():
             peers = [peer_s for peer, peer_s in typical.items() if peer is not breaker]
-            if peers and own_s >= SLOW_TIMES * median(peers) and own_s - median(peers) >= SLOW_MIN_S:
+            if (
+                peers
+                and own_s >= SLOW_TIMES * median(peers)
+                and own_s - median(peers) >= (SLOW_TOKEN_MIN_S if streamed else SLOW_MIN_S)
+            ):
                 found.append(breaker)
     return found

@@ -92,6 +92,7 @@ class Bill:
         "_veil",
         "began_at",
         "cold",
+        "completion_tokens",
         "deployment",
         "key",
         "streamed",
@@ -105,6 +106,8 @@ class Bill:
         self.deployment = deployment
         self.cold = False
         """Whether it found its model not ready."""
+        self.completion_tokens = 0
+        """Of its answer; known once it is closed."""
         self._meter = meter
         self._metrics = meter.metrics.of(deployment.name)
         self._leave = leave
@@ -181,6 +184,7 @@ class Bill:
         meter, metrics = self._meter, self._metrics
         seconds = perf_counter() - self.began_at
         tokens, estimated = self._tokens(outcome, metrics)
+        self.completion_tokens = tokens.completion
         if outcome is Outcome.OK and self._tap is not None and self._tap.broken:
             outcome = Outcome.ERROR
         metrics.ended(outcome, seconds)

@@ -3,8 +3,9 @@ misbehaves on request. Standard library only, so that it is up in a tenth of a s
 
 With ``--enable-sleep-mode`` it sleeps and wakes as vLLM does: what comes while it sleeps hangs.
 
-A request's ``user`` field picks a fault: hang, huge-header, endless, garbage-sse, rst, cut, error-done, status-500,
-int-code, slow. Every request is written to ``--record`` as a JSON line when it ends, with the usage that was told last.
+A request's ``user`` field, or the mood file, picks a fault: hang, huge-header, endless, garbage, garbage-sse, rst,
+cut, error-done, status-500, int-code, slow. Every request is written to ``--record`` as a JSON line when it ends, with
+the usage that was told last.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ async def answer_post(stub: Stub, path: str, body: bytes, writer: asyncio.Stream
         asked = json.loads(body)
     except ValueError:
         asked = {}
-    fault = asked.get("user") if isinstance(asked.get("user"), str) else ""
+    fault = mood(stub) or (asked.get("user") if isinstance(asked.get("user"), str) else "")
     if fault in FAULTS:
         return await FAULTS[fault](writer)
     if (refusal := refused(stub, path, asked)) is not None:
@@ -172,6 +173,12 @@ async def answer_post(stub: Stub, path: str, body: bytes, writer: asyncio.Stream
         told.update(answer.get("usage", {}))
         await send(writer, 200, answer)
     return True
+
+
+def mood(stub: Stub) -> str:
+    """The fault that all requests get now."""
+    file = Path(stub.options.mood_file or "/nonexistent")
+    return file.read_text().strip() if file.exists() else ""
 
 
 def text_of(asked: dict[str, Any]) -> str:
@@ -317,6 +324,12 @@ async def garbage_sse(writer: asyncio.StreamWriter) -> bool:
     return False
 
 
+async def garbage(writer: asyncio.StreamWriter) -> bool:
+    writer.write(b"\x16\x03\x01 not HTTP at all\r\n\r\n" * 10)
+    await writer.drain()
+    return False
+
+
 async def rst(writer: asyncio.StreamWriter) -> bool:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{")
     await writer.drain()
@@ -354,6 +367,7 @@ FAULTS = {
     "hang": hang,
     "huge-header": huge_header,
     "endless": endless,
+    "garbage": garbage,
     "garbage-sse": garbage_sse,
     "rst": rst,
     "cut": cut,
@@ -381,6 +395,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--record")
     parser.add_argument("--dimension", type=int, default=8, help="of embeddings")
     parser.add_argument("--fault-file", help="while it holds a status, or garbage, that is the answer to embeddings")
+    parser.add_argument("--mood-file", help="while it holds a fault, all requests get it")
     parser.add_argument("--eat-bytes", type=int, default=0, help="memory to fill before anything else")
     parser.add_argument("--lines", type=int, default=0)
     parser.add_argument("--enable-sleep-mode", action="store_true")
