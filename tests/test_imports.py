@@ -14,6 +14,7 @@ PURE = (
     *("arrive", "autoscale", "crew", "placement", "scaling", "slug", "tracks", "victims"),
     *(f"metering/{name}" for name in ("limits", "stream_usage", "tap", "usage")),
     "access/key",
+    *(f"servers/{name}" for name in ("disguise", "endpoint", "names", "routes", "state", "views")),
     *(
         f"documents/{name}"
         for name in (

@@ -43,6 +43,10 @@ TABLE: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/v1/models/{model}"): ASK,
     ("GET", "/api/models"): LOOK,
     ("GET", "/api/models/{model}"): LOOK,
+    ("GET", "/api/models/{model}/endpoints"): LOOK,
+    ("POST", "/api/models/{model}/endpoints"): CHANGE,
+    ("DELETE", "/api/models/{model}/endpoints/{server}"): CHANGE,
+    ("POST", "/api/models/{model}/endpoints/{server}/drain"): CHANGE,
     **{("POST", f"/api/models/{{model}}/{act}"): CHANGE for act in ("start", "stop", "pull", "pin", "unpin")},
     ("GET", "/api/replicas"): LOOK,
     ("GET", "/api/gpus"): LOOK,
@@ -117,7 +121,10 @@ def test_a_key_does_what_its_scopes_say(
 ) -> None:
     """401 without a key, 403 without the scope, and neither with it: as an answer in JSON, and as a page."""
     running, clients = keyed
-    scopes, address = TABLE[method, path], path.format(model="acme/none", replica="none", name="none", store="vs_none")
+    scopes, address = (
+        TABLE[method, path],
+        path.format(model="acme/none", replica="none", server="none", name="none", store="vs_none"),
+    )
     with running.client(accept="application/json") as nobody:
         assert (status(nobody, method, address) == 401) is bool(scopes)
     for accept in ("application/json", "text/html"):
