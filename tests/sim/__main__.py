@@ -1,5 +1,5 @@
 """``python -m tests.sim --seeds 200 --steps 2000``: PROMISES R12, as a JSON line and an exit code; ``--policy``: what
-the GPU policy does to those who wait."""
+the GPU policy does to those who wait; ``--autoscale``: what a day costs with replicas that come and go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 
+from tests.sim import autoscale
 from tests.sim.laws import Broken
 from tests.sim.policy import report
 from tests.sim.sim import Sim
@@ -18,10 +19,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--policy", action="store_true")
+    parser.add_argument("--autoscale", action="store_true")
     parser.add_argument("--hours", type=float, default=4)
     options = parser.parse_args()
     if options.policy:
         report(options.hours)
+        return 0
+    if options.autoscale:
+        autoscale.report()
         return 0
     totals = {"served": 0, "refused": 0, "failed": 0, "crashes": 0, "launches": 0}
     for seed in range(options.first, options.first + options.seeds):
