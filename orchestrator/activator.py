@@ -50,6 +50,11 @@ class Route:
     silent: bool = False
     """The runtime does not answer: nothing is started."""
 
+    @property
+    def places(self) -> int:
+        """How many requests may be at its engines at a time; 0: any number."""
+        return self.deployment.limits.max_concurrent * max(len(self.lanes), 1)
+
     def given_up(self, now: float) -> bool:
         """Whether it is of no use to wait: the last attempt failed and the next is not due, or it can never fit."""
         if self.unfit:
@@ -100,7 +105,7 @@ class Activator:
             if route is None or route.given_up(now):
                 line.dismiss()
             elif route.lanes:
-                line.places = route.deployment.limits.max_concurrent
+                line.places = route.places
                 line.open()
             else:
                 line.shut()
@@ -163,7 +168,7 @@ class Activator:
         line = self._lines.get(route.deployment.name)
         if line is None:
             line = self._lines[route.deployment.name] = Line()
-            line.places = route.deployment.limits.max_concurrent
+            line.places = route.places
         if route.lanes:
             line.open()
         return line

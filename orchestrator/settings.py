@@ -206,7 +206,7 @@ class Lifecycle(Table):
     sleep_timeout_s: Seconds = Field(1800, description="an engine that slept this long is stopped")
     requests_per_minute: Limit = Field(0, description="most requests of all keys together; beyond it 429; 0: no limit")
     tokens_per_minute: Limit = Field(0, description="most tokens, of prompts and answers; beyond it 429; 0: no limit")
-    max_concurrent: Limit = Field(0, description="most requests at its engine; the others wait, fairly by key; 0: all")
+    max_concurrent: Limit = Field(0, description="most requests at each engine; the others wait, fairly by key; 0: all")
     balance: Balance = Field(
         Balance.LEAST_LOADED,
         description="which of several engines a request takes: least_loaded, prefix (where its cache is), "
