@@ -121,7 +121,7 @@ class Activator:
     def stand_in(self, route: Route, key: Key, now: float) -> Route | None:
         """Who answers for a model that can't be had: the first of its fallbacks that is ready and that the key may use.
         None while it can be had, or is on its way."""
-        if route.lanes or not route.given_up(now):
+        if route.lanes or not (route.track.phase is Phase.READY or route.given_up(now)):
             return None
         others = (self.routes.get(name) for name in route.deployment.fallback if key.may_use(name))
         return next((other for other in others if other is not None and other.lanes), None)

@@ -108,14 +108,14 @@ async def pass_error(call: Call, connection: Connection) -> bool:
     body = bytearray()
     while len(body) < wire.ERROR_BYTES_MAX and (data := await connection.chunk()):
         body += data
-    content = wire.normal_error(connection.status, bytes(body))
+    status, content = wire.passed_error(connection.status, bytes(body))
     if call.sent:
         event = wire.sse_event(content)
         await call.send({"type": "http.response.body", "body": event, "more_body": False})
         return False
     ours = [*call.ours, *wire.retry_after(connection.status, connection.headers)]
-    await wire.send_json(call.send, connection.status, content, ours)
-    return connection.status < 500
+    await wire.send_json(call.send, status, content, ours)
+    return status < 500
 
 
 def refused(error: UpstreamError) -> bool:

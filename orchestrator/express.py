@@ -209,7 +209,7 @@ class Ride:
             if status in RETRIED and self._movable():
                 self._take_app(UpstreamDeclined(f"the engine answered {status}"))
                 return
-        content = wire.normal_error(status, connection.take())
+        status, content = wire.passed_error(status, connection.take())
         ours = [*self._ours(), *wire.retry_after(status, connection.headers)]
         self._arrive(Outcome.OK if status < 500 else Outcome.ERROR)
         client.answer(cycle, *wire.json_answer(status, content, ours))

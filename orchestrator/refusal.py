@@ -66,10 +66,9 @@ def describe(route: Route) -> str:
         return "asleep; waking up now"
     if phase is Phase.LOADING and route.track.wake:
         return "waking up"
-    if route.deployment.engine is EngineKind.STATIC and phase in (Phase.STARTING, Phase.FAILED):
-        return (
-            "starting: its servers are being looked at" if phase is Phase.STARTING else "without a server that is well"
-        )
+    if route.deployment.engine is EngineKind.STATIC and not route.lanes:
+        looked_at = phase is not Phase.STARTING
+        return "without a server that is well" if looked_at else "starting: its servers are being looked at"
     if phase in (Phase.STARTING, Phase.LOADING):
         note = note_of(route)
         return f"starting: {note or 'loading weights' if phase is Phase.LOADING else note or 'engine'}{percent}"

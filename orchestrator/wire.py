@@ -125,6 +125,14 @@ def normal_error(status: int, body: bytes) -> dict[str, Any]:
     }
 
 
+def passed_error(status: int, body: bytes) -> tuple[int, dict[str, Any]]:
+    """Status and content of an engine's error for the client. That an engine does not know the key is none of the
+    client's faults, whose key it never sees: 502."""
+    if status == 401:
+        return 502, ApiError(502, "the engine refuses the key that it was sent", code="engine_refuses_key").body()
+    return status, normal_error(status, body)
+
+
 def retry_after(status: int, headers: Headers) -> Headers:
     """Retry-After for an engine's 429 or 503: its own, or a second where it says nothing (vLLM's queue limit)."""
     said = header(headers, b"retry-after")

@@ -110,6 +110,8 @@ def test_a_fallback_answers_for_a_model_that_cannot_be_had(tmp_path: Path) -> No
             assert client.get("/api/models/cold").json()["phase"] == "cold"
             with running.client(authorization=f"Bearer {narrow}") as other:
                 assert other.post(CHAT, json=ask("first")).status_code == 503
+                assert other.get("/api/models/first/endpoints").status_code == 200
+                assert other.get("/api/models/next/endpoints").status_code == 404
 
 
 def test_nothing_is_started_or_stopped_that_others_run(tmp_path: Path) -> None:
@@ -122,6 +124,9 @@ def test_nothing_is_started_or_stopped_that_others_run(tmp_path: Path) -> None:
             answer = client.post(CHAT, json=ask("m"))
             assert answer.status_code == 200
             assert "strict-transport-security" not in answer.headers
+            one.key = "changed"
+            refused = client.post(CHAT, json=ask("m"))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (502, "engine_refuses_key")
             assert [replica["phase"] for replica in client.get("/api/replicas").json()["data"]] == ["ready"]
 
 
