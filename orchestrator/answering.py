@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import Scope, Send
 
 from orchestrator import wire
@@ -29,6 +31,7 @@ class Call:
         "gone",
         "headers",
         "id",
+        "learn",
         "model",
         "ours",
         "query",
@@ -38,6 +41,7 @@ class Call:
         "streamed_from",
         "target",
         "tried",
+        "whole",
     )
 
     def __init__(self, scope: Scope, send: Send, request_id: bytes, target: bytes) -> None:
@@ -52,7 +56,11 @@ class Call:
         self.answering = False
         """Whether some of an engine's answer has been passed on."""
         self.gone = False
+        self.whole: bytes | None = None
+        """The body as it came, once it has been read."""
         self.body = b""
+        self.learn: Callable[[bytes], None] | None = None
+        """Wants to see the first bytes of the answer."""
         self.model = ""
         self.tried: tuple[Lane, ...] = ()
         self.streamed_from: tuple[Lane, float] | None = None
@@ -66,7 +74,7 @@ async def pass_on(call: Call, connection: Connection) -> None:
     bill, sized = call.bill, is_sized(connection)
     ours = call.ours + fields_of(bill.told())
     if connection.answered and not call.sent and sized:
-        data = bill.through(await connection.chunk())
+        data = bill.through(_learned(call, await connection.chunk()))
         extensions = call.scope["extensions"]
         extensions[CONNECTION].answer(extensions[CYCLE], wire.response_head(connection, ours), data)
         return
@@ -79,9 +87,16 @@ async def pass_on(call: Call, connection: Connection) -> None:
         return
     more = True
     while more:
-        data = bill.through(await connection.chunk())
+        data = bill.through(_learned(call, await connection.chunk()))
         more = not connection.answered
         await call.send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+def _learned(call: Call, data: bytes) -> bytes:
+    learn, call.learn = call.learn, None
+    if learn is not None:
+        learn(data)
+    return data
 
 
 def is_sized(connection: Connection) -> bool:
@@ -95,7 +110,7 @@ async def _relay(call: Call, connection: Connection) -> None:
     through = call.bill.through
 
     def sink(data: bytes) -> bool:
-        seen = through(data)
+        seen = through(_learned(call, data) if call.learn is not None else data)
         return bool(client.write_chunk(cycle, seen)) if seen else True
 
     while not await connection.relay(sink):

@@ -146,6 +146,13 @@ class ApiError(OrchestratorError):
         return {"error": error, **self.extra}
 
 
+class Elsewhere(ApiError):
+    """Not for this process to answer; see `gateway`."""
+
+    def __init__(self) -> None:
+        super().__init__(421, "another process answers this", code="misdirected")
+
+
 def error_type(status: int) -> str:
     """OpenAI's `type` for an HTTP status."""
     if status == 401:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from uvicorn._types import HTTPScope
 
 from orchestrator import wire
-from orchestrator.access.auth import KeyRing
+from orchestrator.access.auth import Admission
 from orchestrator.access.browsers import by_browser
 from orchestrator.activator import Activator
 from orchestrator.answering import FAILED, fault, refused
@@ -41,7 +41,7 @@ class ExpressLane:
         self,
         *,
         activator: Activator,
-        keys: KeyRing,
+        keys: Admission,
         meter: Meter,
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],

@@ -184,6 +184,6 @@ class _Gauges:
             for each in Phase:
                 phase.add_metric([model, each], float(route.track.phase is each))
             held.add_metric([model], self._activator.held_for(model))
-            flight.add_metric([model], sum(lane.in_flight for lane in (*route.lanes, *route.out)))
+            flight.add_metric([model], sum(lane.taken for lane in (*route.lanes, *route.out)))
             ready.add_metric([model], len(route.lanes))
         return (phase, held, flight, ready, failures)

@@ -11,19 +11,21 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
-from orchestrator.access.auth import KeyRing
+from orchestrator.access.auth import Admission
 from orchestrator.access.key import Key
 from orchestrator.activator import Activator, Route
 from orchestrator.answering import CONNECTION, FAILED, Call, fault, is_sized, pass_error, pass_on, refused
 from orchestrator.balance.lane import Lane
-from orchestrator.balance.retry import RETRIED, may_repeat
+from orchestrator.balance.retry import RESPONSES, RETRIED, may_repeat
 from orchestrator.errors import (
     ApiError,
+    Elsewhere,
     UpstreamDeclined,
     UpstreamError,
     UpstreamUnreachable,
@@ -32,7 +34,16 @@ from orchestrator.hold import Turn
 from orchestrator.metering.meter import Meter, Outcome
 from orchestrator.model import Scope as KeyScope
 from orchestrator.patience import patience
-from orchestrator.reader import ClientGone, Peek, peek, peek_multipart, read_body, with_model, with_stream_default
+from orchestrator.reader import (
+    ClientGone,
+    Peek,
+    again,
+    peek,
+    peek_multipart,
+    read_body,
+    with_model,
+    with_stream_default,
+)
 from orchestrator.refusal import describe, refusal
 from orchestrator.settings import ActivatorSettings
 
@@ -73,15 +84,18 @@ class Proxy:
         app: ASGIApp,
         *,
         activator: Activator,
-        keys: KeyRing,
+        keys: Admission,
         meter: Meter,
         limits: ActivatorSettings,
         body_bytes_max: int,
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
+        elsewhere: ASGIApp | None = None,
     ) -> None:
+        """`elsewhere` takes what has no lane here, and what `keys` says is `Elsewhere`, as it came."""
         self._app = app
+        self._elsewhere = elsewhere
         self._activator = activator
         self._keys = keys
         self._meter = meter
@@ -99,6 +113,9 @@ class Proxy:
         call = Call(scope, send, self._request_id(), target)
         try:
             await self._serve(call, scope, receive)
+        except Elsewhere:
+            assert self._elsewhere is not None
+            await self._elsewhere(scope, again(call.whole, receive), send)
         except ApiError as error:
             await wire.send_error(send, error, call.id)
         except ClientGone:
@@ -112,7 +129,7 @@ class Proxy:
             raise ApiError(405, "this path takes POST", code="method_not_allowed", headers={"allow": "POST"})
         key = self._keys.admit(call.headers, KeyScope.REALTIME)
         bytes_max = min(self._body_bytes_max, key.limits.request_bytes_max or self._body_bytes_max)
-        call.body = await read_body(scope, receive, body_bytes_max=bytes_max)
+        call.body = call.whole = await read_body(scope, receive, body_bytes_max=bytes_max)
         asked = _asked(call, scope["path"])
         route = self._route(call, asked, key)
         connection, task = scope["extensions"][CONNECTION], asyncio.current_task()
@@ -138,6 +155,8 @@ class Proxy:
     def _route(self, call: Call, asked: Peek, key: Key) -> Route:
         """The model that is asked for, by whatever name, or one that answers for it; the body then names it."""
         route = self._activator.find(asked.model, key)
+        if self._elsewhere is not None and (route is None or not route.lanes):
+            raise Elsewhere
         if route is None:
             raise ApiError(404, f"no model {asked.model[:200]!r}", code="model_not_found", param="model")
         if route.deployment.fallback and (other := self._activator.stand_in(route, key, self._now())) is not None:
@@ -180,6 +199,9 @@ class Proxy:
 
     async def _admit(self, call: Call, asked: Peek) -> tuple[Lane, Turn]:
         """A lane and leave to use it, within what the request stands. Raises the refusal."""
+        if self._elsewhere is not None:
+            call.bill.withdraw()
+            raise Elsewhere
         stands = patience(call.headers, self._limits.hold_max_s)
         if stands.applied:
             call.ours.append((b"preference-applied", stands.applied))
@@ -276,6 +298,8 @@ class Proxy:
                     turn.begun()
                 if status >= 400:
                     return await pass_error(call, connection)
+                if call.target == RESPONSES and lane.breaker is not None:
+                    call.learn = partial(self._activator.learn, call.model, lane)
                 call.answering = True
                 await pass_on(call, connection)
                 if lane.breaker is not None and bill.streamed:

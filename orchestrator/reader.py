@@ -9,7 +9,7 @@ from itertools import islice
 import msgspec
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from orchestrator.errors import ApiError, OrchestratorError
 
@@ -75,6 +75,18 @@ async def read_body(scope: Scope, receive: Receive, *, body_bytes_max: int) -> b
     if size > body_bytes_max:
         raise _too_large(body_bytes_max)
     return b"".join(chunks)
+
+
+def again(body: bytes | None, receive: Receive) -> Receive:
+    """`receive` for who has the request next: with the body that was read of it, if it was."""
+    if body is None:
+        return receive
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return left.pop() if left else await receive()
+
+    return receive_again
 
 
 def peek(body: bytes) -> Peek:

@@ -309,6 +309,16 @@ class Pool:
         self._busy: set[Connection] = set()
         self.authority = (authority or f"{host}:{port}").encode()
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that it connects to."""
+        return self._host, self._port
+
+    @property
+    def tls_name(self) -> str:
+        """Who the server must prove to be; empty: nobody asks."""
+        return self._tls.name if self._tls is not None else ""
+
     def begin(
         self, head: bytes, body: bytes, listener: Listener, *, movable: bool = False, streamed: bool = False
     ) -> Connection | None:

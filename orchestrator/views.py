@@ -37,7 +37,7 @@ def model_view(route: Route, *, held: int, traffic: Mapping[str, Traffic], pinne
         "start": _start(route, now) if route.track.phase in ORDER else None,
         "error": "" if route.lanes else route.unfit or (route.backoff.error if route.backoff else ""),
         "retry_s": _rounded(max(route.backoff.retry_at - now, 0.0)) if route.backoff and not route.lanes else None,
-        "in_flight": sum(lane.in_flight for lane in (*route.lanes, *route.out)),
+        "in_flight": sum(lane.taken for lane in (*route.lanes, *route.out)),
         "held": held,
         "idle_s": _idle_s(route, now),
         "stops_in_s": _stops_in_s(route, now),
@@ -80,9 +80,9 @@ def lane_view(model: str, lane: Lane, *, rotating: bool, now: float) -> dict[str
         "in_rotation": rotating,
         "load": round(lane.score, 3),
         "capacity": lane.capacity,
-        "utilisation": round((lane.in_flight + lane.others) / lane.capacity, 3) if lane.capacity > 1 else None,
+        "utilisation": round((lane.in_flight + lane.beside) / lane.capacity, 3) if lane.capacity > 1 else None,
         "weight": lane.weight,
-        "in_flight": lane.in_flight,
+        "in_flight": lane.taken,
         "running": None if load is None else load.running,
         "waiting": None if load is None else load.waiting,
         "cache_use": None if load is None or load.kv_use is None else round(load.kv_use, 4),
@@ -171,7 +171,7 @@ def _weights(weights: Weights | None) -> dict[str, Any] | None:
 
 def _idle_s(route: Route, now: float) -> float | None:
     idle = [r.idle_at for r in route.replicas if r.phase is Phase.READY and r.idle_at is not None]
-    return _rounded(now - max(idle)) if idle and not any(lane.in_flight for lane in route.lanes) else None
+    return _rounded(now - max(idle)) if idle and not any(lane.taken for lane in route.lanes) else None
 
 
 def _stops_in_s(route: Route, now: float) -> float | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -16,6 +18,13 @@ from orchestrator.model import Scope
 from orchestrator.upstream import Headers
 
 log = structlog.get_logger()
+
+
+class Admission(Protocol):
+    """Who may come in; see `KeyRing`."""
+
+    def admit(self, headers: Headers, *scopes: Scope) -> Key:
+        """The key of a request that may use one of `scopes`. Raises `ApiError` 401 or 403."""
 
 
 class KeyRing:
@@ -75,7 +84,12 @@ class KeyRing:
 
     def in_force(self) -> tuple[Key, ...]:
         """The keys of the file, expired ones too."""
-        return tuple(self._keys.by_digest.values()) if self._keys is not None else ()
+        return tuple(self.by_digest.values())
+
+    @property
+    def by_digest(self) -> Mapping[str, Key]:
+        """The same, by the SHA-256 of their secrets."""
+        return self._keys.by_digest if self._keys is not None else {}
 
     def _signed_in(self, headers: Headers) -> Key:
         """The key that a browser signed in with, as long as it is in force."""

@@ -55,6 +55,8 @@ class Lane:
         self.turn = 0.0
         """Its place in a round of turns; see `policy.RoundRobin`."""
         self.last_byte_at: float | None = None
+        self.elsewhere = Traffic()
+        """What gateways have told of their requests at it; see `gateway.registry`."""
         self._share_s = 0.0
         self._share_at = 0.0
 
@@ -83,8 +85,19 @@ class Lane:
         self._share_at = now
 
     def traffic(self) -> Traffic:
-        """The counts as the loop reads them."""
-        return Traffic(in_flight=self.in_flight, last_byte_at=self.last_byte_at)
+        """The counts as the loop reads them, gateways' requests among them."""
+        ends = [at for at in (self.last_byte_at, self.elsewhere.last_byte_at) if at is not None]
+        return Traffic(in_flight=self.taken, last_byte_at=max(ends, default=None))
+
+    @property
+    def taken(self) -> int:
+        """Requests at it that came by us or by a gateway."""
+        return self.in_flight + self.elsewhere.in_flight
+
+    @property
+    def beside(self) -> int:
+        """Requests at the engine that did not come by this lane, as far as known."""
+        return max(self.others, self.elsewhere.in_flight)
 
     def heard(self, load: Load | None) -> None:
         """The engine told its load just now, or did not."""
@@ -101,7 +114,7 @@ class Lane:
         grown = min(max((now - self.ramp_at) / SLOW_START_S, SLOW_START_MIN), 1.0)
         self.share = self.capacity * self.weight * grown
         self.cost = request_cost(self.load) / self.share
-        self.score = self.cost * (self.in_flight + self.others + TIE * chance)
+        self.score = self.cost * (self.in_flight + self.beside + TIE * chance)
 
 
 def request_cost(load: Load | None) -> float:

@@ -55,7 +55,7 @@ _HELP = (
 
 def _values(lane: Lane, *, rotating: bool) -> dict[str, float]:
     values = {
-        "in_flight_requests": float(lane.in_flight),
+        "in_flight_requests": float(lane.taken),
         "load": lane.score,
         "capacity": float(lane.capacity),
         "in_rotation": float(rotating),

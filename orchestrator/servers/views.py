@@ -49,7 +49,7 @@ def _server_view(server: Server, lane: Lane | None, now: float) -> dict[str, obj
         "address": server.address,
         "phase": server.phase,
         "phase_s": round(now - server.phase_at, 1),
-        "in_flight": lane.in_flight if lane is not None else 0,
+        "in_flight": lane.taken if lane is not None else 0,
         "error": server.error,
         "check_s": round(last.seconds, 4) if last is not None else None,
         "success_rate": round(well / len(server.checks), 3) if server.checks else None,

@@ -201,7 +201,7 @@ class Servers:
     def _has_drained(self, server: Server, now: float) -> bool:
         deployment = self._deployments.get(server.model)
         drain_s = deployment.drain_timeout_s if deployment else DRAIN_S_DEFAULT
-        return not self._lanes[server.id].lane.in_flight or now - server.phase_at >= drain_s
+        return not self._lanes[server.id].lane.taken or now - server.phase_at >= drain_s
 
     def _routes(self, now: float) -> dict[str, Route]:
         lanes = {id: way.lane for id, way in self._lanes.items()}
