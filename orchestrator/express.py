@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from uvicorn._types import HTTPScope
 
 from orchestrator import wire
-from orchestrator.access.auth import KeyRing
+from orchestrator.access.auth import Admission
 from orchestrator.access.browsers import by_browser
 from orchestrator.activator import Activator, Lane
 from orchestrator.errors import ApiError
@@ -38,11 +38,12 @@ class ExpressLane:
         self,
         *,
         activator: Activator,
-        keys: KeyRing,
+        keys: Admission,
         meter: Meter,
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
+        request_head: wire.RequestHead = wire.request_head,
     ) -> None:
         self._activator = activator
         self._keys = keys
@@ -50,6 +51,7 @@ class ExpressLane:
         self._request_id = request_id
         self.monotonic = monotonic
         self.wake = wake
+        self._request_head = request_head
 
     def takes(self, scope: HTTPScope) -> bool:
         """See `guard.Express.takes`."""
@@ -74,7 +76,7 @@ class ExpressLane:
         target, query = PATHS[cycle.scope["path"]], cycle.scope["query_string"]
         body = bill.ask(target, body, asked)
         ride = Ride(self, client, cycle, *found, bill, self._request_id())
-        head = wire.request_head(target, query, ride.authority, headers, ride.request_id, len(body))
+        head = self._request_head(target, query, ride.authority, headers, ride.request_id, len(body))
         return ride if ride.depart(head, body) else None
 
 

@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
-from orchestrator.access.auth import KeyRing
+from orchestrator.access.auth import Admission
 from orchestrator.activator import Activator, Lane, Route
 from orchestrator.errors import ApiError
 from orchestrator.hold import Turn
@@ -98,13 +98,14 @@ class Proxy:
         app: ASGIApp,
         *,
         activator: Activator,
-        keys: KeyRing,
+        keys: Admission,
         meter: Meter,
         limits: ActivatorSettings,
         body_bytes_max: int,
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
+        request_head: wire.RequestHead = wire.request_head,
     ) -> None:
         self._app = app
         self._activator = activator
@@ -115,6 +116,7 @@ class Proxy:
         self._now = monotonic
         self._wake = wake
         self._request_id = request_id
+        self._request_head = request_head
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = TARGETS.get(scope["path"]) if scope["type"] == "http" else None
@@ -250,7 +252,7 @@ class Proxy:
         bill = call.bill
         bill.enter(lane)
         try:
-            head = wire.request_head(
+            head = self._request_head(
                 call.target, call.query, lane.pool.authority, call.headers, call.id, len(call.body)
             )
             connection = await lane.pool.request(head, call.body)

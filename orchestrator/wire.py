@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -49,6 +50,10 @@ def request_head(path: bytes, query: bytes, authority: bytes, headers: Headers, 
     ]
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
+
+
+RequestHead = Callable[[bytes, bytes, bytes, Headers, bytes, int], bytes]
+"""`request_head`, or what stands in for it."""
 
 
 def response_headers(headers: Headers, ours: Headers) -> Headers:

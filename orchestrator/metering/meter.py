@@ -38,7 +38,8 @@ class Outcome(StrEnum):
 
 
 class Meter:
-    """Makes a `Bill` for each request, and keeps the sums. With `ledger` None usage is not kept, nor asked for."""
+    """Makes a `Bill` for each request, and keeps the sums. With `ledger` None usage is not kept, nor asked for. `bill`
+    makes them, `Bill` by default."""
 
     def __init__(
         self,
@@ -48,12 +49,14 @@ class Meter:
         metrics: Metrics,
         monotonic: Callable[[], float],
         unix: Callable[[], float],
+        bill: MakeBill | None = None,
     ) -> None:
         self.gate = gate
         self.ledger = ledger
         self.metrics = metrics
         self.monotonic = monotonic
         self.unix = unix
+        self._bill = bill or Bill
 
     def open(self, key: Key, deployment: Deployment, asked: Peek, body_bytes: int) -> Bill:
         """A request's bill. Raises `ApiError` 413 or 429 where the key or the model is at its limits.
@@ -67,7 +70,7 @@ class Meter:
         by_tokens = limits.tokens_per_minute or deployment.limits.tokens_per_minute
         reserved = reserve(asked, body_bytes) if by_tokens else 0
         leave = self.gate.enter(key, deployment, reserved, self.monotonic(), self.unix())
-        return Bill(self, key, deployment, leave, asked, body_bytes)
+        return self._bill(self, key, deployment, leave, asked, body_bytes)
 
     def refused(self, key: Key, model: str) -> None:
         """A request was refused at its limits."""
@@ -237,6 +240,9 @@ class Bill:
         told = told or Tokens(prompt=self._body_bytes // BYTES_PER_TOKEN)
         completion = max(told.completion, tap.events)
         return Tokens(prompt=told.prompt, completion=completion, cached=told.cached), True
+
+
+MakeBill = Callable[[Meter, Key, Deployment, Leave | None, Peek, int], Bill]
 
 
 def reserve(asked: Peek, body_bytes: int) -> int:
