@@ -20,14 +20,14 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route as HttpRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.browsers import Browsers
 from orchestrator.access.sessions import LINK_S, Sessions
 from orchestrator.activator import Activator, Route
 from orchestrator.config import Watched, deployments
-from orchestrator.control import Control, on_api_error, on_bug, on_http_exception
+from orchestrator.control import Control, LabelledAnswers, on_api_error, on_bug, on_http_exception
 from orchestrator.documents.api_files import FILES
 from orchestrator.engine_metrics import EngineMetrics
 from orchestrator.errors import ApiError
@@ -50,6 +50,7 @@ from orchestrator.pins import Pins, kept_warm
 from orchestrator.proxy import Proxy, RequestIds
 from orchestrator.reconcile import Reconciler
 from orchestrator.settings import Settings
+from orchestrator.tracing.wiring import tracing
 from orchestrator.upstream import Timeouts
 from orchestrator.windows import warmed
 from storage.catalog import Catalog
@@ -74,34 +75,8 @@ log = structlog.get_logger()
 class SystemClock:
     """The machine's clocks."""
 
-    def monotonic(self) -> float:
-        """`time.monotonic`."""
-        return time.monotonic()
-
-    def unix(self) -> float:
-        """`time.time`."""
-        return time.time()
-
-
-class LabelledAnswers:
-    """Puts ``x-request-id`` on every answer of the control plane, errors too."""
-
-    def __init__(self, app: ASGIApp, request_id: Callable[[], bytes]) -> None:
-        self._app = app
-        self._request_id = request_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = self._request_id()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
+    monotonic = staticmethod(time.monotonic)
+    unix = staticmethod(time.time)
 
 
 class Service:
@@ -129,18 +104,28 @@ class Service:
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
         self._gate = Gate()
         self._ledger = Ledger()
+        parts = build(settings, data, instance_id(data))
+        self._parts = parts
+        self._runtime = parts.runtime
+        self._catalog = Catalog(data / "catalog.duckdb")
+        self._history = DuckHistory(self._catalog)
+        self._tracing = tracing(
+            settings.tracing,
+            keys=self._keys,
+            history=self._history,
+            routes=lambda: self._activator.routes,
+            clock=self._clock,
+            registry=self._metrics.registry,
+            instance=instance_id(data),
+        )
         self._meter = Meter(
             gate=self._gate,
             ledger=self._ledger if settings.usage.enabled else None,
             metrics=self._metrics,
             monotonic=self._clock.monotonic,
             unix=self._clock.unix,
+            bill=self._tracing.bill,
         )
-        parts = build(settings, data, instance_id(data))
-        self._parts = parts
-        self._runtime = parts.runtime
-        self._catalog = Catalog(data / "catalog.duckdb")
-        self._history = DuckHistory(self._catalog)
         store = DuckUsage(self._catalog)
         self._usage = UsageBook(ledger=self._ledger, gate=self._gate, store=store, clock=self._clock)
         self._usage_api = UsageApi(book=self._usage, store=store, keys=self._keys, table_file=table_file)
@@ -157,7 +142,7 @@ class Service:
             runtime=self._runtime,
             weights=parts.stock,
             engines=parts.engines,
-            history=self._history,
+            history=self._tracing.history,
             activator=self._activator,
             metrics=self._metrics,
             clock=self._clock,
@@ -219,13 +204,14 @@ class Service:
         proxy = Proxy(
             LabelledAnswers(control, self._request_ids),
             activator=self._activator,
-            keys=self._keys,
+            keys=self._tracing.keys,
             meter=self._meter,
             limits=self.settings.activator,
             body_bytes_max=self.settings.server.body_bytes_max,
             request_id=self._request_ids,
             monotonic=self._clock.monotonic,
             wake=self._wakeup.set,
+            request_head=self._tracing.request_head,
         )
         return Browsers(
             proxy,
@@ -238,11 +224,12 @@ class Service:
         """The lane past ASGI for warm requests."""
         return ExpressLane(
             activator=self._activator,
-            keys=self._keys,
+            keys=self._tracing.keys,
             meter=self._meter,
             request_id=self._request_ids,
             monotonic=self._clock.monotonic,
             wake=self._wakeup.set,
+            request_head=self._tracing.request_head,
         )
 
     def body_limit(self, target: bytes) -> int:
@@ -324,6 +311,7 @@ class Service:
             await _ended(usage)
             await self._usage.flush()
             await asyncio.to_thread(self._catalog.close)
+            await self._tracing.aclose()
             self._lock.release()
 
     def _scheduler(self) -> AsyncIOScheduler:
