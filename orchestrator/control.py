@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.key import Key
@@ -38,6 +40,27 @@ class Health(Protocol):
 
     def ready(self, *, documents: bool = True) -> bool:
         """Whether requests should be sent here; without `documents`, those for inference."""
+
+
+class LabelledAnswers:
+    """Puts ``x-request-id`` on every answer of the control plane, errors too."""
+
+    def __init__(self, app: ASGIApp, request_id: Callable[[], bytes]) -> None:
+        self._app = app
+        self._request_id = request_id
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = self._request_id()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
 
 
 class Control:

@@ -12,7 +12,7 @@ WIRING = {f"orchestrator/{name}.py" for name in ("app", "embedder_choice", "libr
 PURE = (
     *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views", "fair"),
     *(f"metering/{name}" for name in ("limits", "stream_usage", "tap", "usage")),
-    "access/key",
+    *("access/key", "tracing/context", "tracing/spans"),
     *(
         f"documents/{name}"
         for name in (
