@@ -55,14 +55,17 @@ class _Watched(SpanExporter):
         self._away = False
         self.taken = 0
         """Spans that do not wait any more."""
-        self.failed = 0
+        self.sent = self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Blocks until they are sent, or OTEL_EXPORTER_OTLP_TIMEOUT has passed."""
         self.taken += len(spans)
         result = self._exporter.export(spans)
         away = result is not SpanExportResult.SUCCESS
-        self.failed += len(spans) if away else 0
+        if away:
+            self.failed += len(spans)
+        else:
+            self.sent += len(spans)
         if away is not self._away:
             self._away = away
             if away:
@@ -120,7 +123,7 @@ class Traces:
     def collect(self) -> Iterable[Metric]:
         """As `prometheus_client` asks."""
         spans = CounterMetricFamily("orchestrator_trace_spans", "Spans, by what became of them.", labels=["outcome"])
-        spans.add_metric(["taken"], self._exporter.taken - self._exporter.failed)
+        spans.add_metric(["sent"], self._exporter.sent)
         spans.add_metric(["failed"], self._exporter.failed)
         spans.add_metric(["dropped"], self._dropped)
         return (spans,)
