@@ -17,7 +17,11 @@ from collections.abc import Iterable, Sequence
 import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_QUEUE_SIZE
+from opentelemetry.sdk.environment_variables import (
+    OTEL_BSP_MAX_QUEUE_SIZE,
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
+)
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -33,6 +37,7 @@ from orchestrator.tracing.spans import Kind, Span
 
 FLUSH_S = 3.0
 """How long the end of the service waits for the last spans to be sent."""
+PROTOCOL = "http/protobuf"
 SPANS_MAX_DEFAULT = 2048
 """Spans that wait to be sent, beyond which traces are dropped: the SDK's own default of OTEL_BSP_MAX_QUEUE_SIZE."""
 
@@ -88,6 +93,7 @@ class Traces:
     def __init__(self, *, instance: str, version: str, clock: Clock) -> None:
         self.boot = secrets.token_hex(8)
         self._clock = clock
+        _check_protocol()
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)  # `_Watched` says it once
         provider = TracerProvider(shutdown_on_exit=False)  # the SDK's reading of the environment
         self._sampler = provider.sampler
@@ -161,6 +167,14 @@ class Traces:
             end_time=int((span.ended_at + offset_s) * 1e9),
             instrumentation_scope=self._scope,
         )
+
+
+def _check_protocol() -> None:
+    for name in (OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, OTEL_EXPORTER_OTLP_PROTOCOL):
+        if told := os.environ.get(name, "").strip():
+            if told != PROTOCOL:
+                raise ConfigError(f"tracing: {name} is {told}, but only {PROTOCOL} is spoken here (port 4318, mostly)")
+            return
 
 
 def _context(context: Context, *, remote: bool = False) -> trace.SpanContext:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -53,14 +52,15 @@ def tracing(
     registry: CollectorRegistry,
     instance: str,
 ) -> Tracing:
-    """The parts that `settings` ask for. Raises `ConfigError` where what they need is not installed."""
+    """The parts that `settings` ask for. Raises `ConfigError` where what they need is not installed, or an
+    ``OTEL_*`` variable can't be used."""
     off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"  # as everywhere
     if not settings.enabled or off:
         return Tracing(keys=keys, history=history)
-    if not _installed():
-        raise ConfigError(f"tracing.enabled needs OpenTelemetry: {REMEDY}")
-    from orchestrator.tracing.otlp import Traces
-
+    try:
+        from orchestrator.tracing.otlp import Traces
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"tracing.enabled needs {error.name}, which is not installed: {REMEDY}") from None
     traces = Traces(instance=instance, version=importlib.metadata.version("orchestrator"), clock=clock)
     registry.register(traces)
     return Tracing(
@@ -97,10 +97,3 @@ class TracedHistory:
     ) -> tuple[StartRecord, ...]:
         """See `History.starts`."""
         return await self._history.starts(model=model, wake=wake, limit=limit)
-
-
-def _installed() -> bool:
-    try:
-        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
-    except ModuleNotFoundError:
-        return False

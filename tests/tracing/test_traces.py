@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.metering.helpers import client, entry, stream, write_keys
+from tests.metering.helpers import ADMIN, client, entry, stream, write_keys
 from tests.stub import Service, ask, model_table, posted, service, until
 from tests.tracing.collector import Collector, Seen, collector
 
@@ -217,11 +217,15 @@ def test_nothing_of_a_request_s_content_or_its_key_is_exported(traced: tuple[Ser
         caller.post(f"{CHAT}?q={CANARY}", json=ask("warm", CANARY), headers=headers)
         caller.post(CHAT, json=ask("broken", CANARY), headers=headers)
         caller.post(CHAT, json=ask(CANARY, CANARY), headers=headers)
+    with client(running) as operator:
+        operator.post(CHAT, json=ask("warm", CANARY), headers={"traceparent": f"00-{10:032x}-{2:016x}-01"})
+    until(lambda: [span for span in tuple(found.spans) if span.attributes.get("orchestrator.key") == "operator"])
     found.trace(trace_id)
     everything = b"".join(found.raw)
     assert CANARY.encode() not in everything
     assert b"Paris" not in everything
     assert b"Bearer" not in everything
+    assert ADMIN.encode() not in everything
 
 
 def test_counts_are_at_metrics(traced: tuple[Service, Collector]) -> None:
