@@ -16,7 +16,7 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator import wire
-from orchestrator.access.auth import KeyRing
+from orchestrator.access.auth import Admission
 from orchestrator.access.key import Key
 from orchestrator.activator import Activator, Route
 from orchestrator.answering import CONNECTION, FAILED, Call, fault, is_sized, pass_error, pass_on, refused
@@ -73,13 +73,14 @@ class Proxy:
         app: ASGIApp,
         *,
         activator: Activator,
-        keys: KeyRing,
+        keys: Admission,
         meter: Meter,
         limits: ActivatorSettings,
         body_bytes_max: int,
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
+        request_head: wire.RequestHead = wire.request_head,
     ) -> None:
         self._app = app
         self._activator = activator
@@ -90,6 +91,7 @@ class Proxy:
         self._now = monotonic
         self._wake = wake
         self._request_id = request_id
+        self._request_head = request_head
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = TARGETS.get(scope["path"]) if scope["type"] == "http" else None
@@ -254,10 +256,10 @@ class Proxy:
         try:
             body, authority = call.body, lane.pool.authority
             if lane.disguise is None:
-                head = wire.request_head(call.target, call.query, authority, call.headers, call.id, len(body))
+                head = self._request_head(call.target, call.query, authority, call.headers, call.id, len(body))
             else:
                 head, body = wire.disguised(
-                    lane.disguise, call.target, call.query, authority, call.headers, call.id, body
+                    lane.disguise, self._request_head, call.target, call.query, authority, call.headers, call.id, body
                 )
             movable = lane.breaker is not None and self._movable(call, lane)
             connection = await lane.pool.request(head, body, movable=movable, streamed=bill.streamed)

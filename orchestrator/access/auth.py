@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -16,6 +17,13 @@ from orchestrator.model import Scope
 from orchestrator.upstream import Headers
 
 log = structlog.get_logger()
+
+
+class Admission(Protocol):
+    """Who may come in; see `KeyRing`."""
+
+    def admit(self, headers: Headers, *scopes: Scope) -> Key:
+        """The key of a request that may use one of `scopes`. Raises `ApiError` 401 or 403."""
 
 
 class KeyRing:
