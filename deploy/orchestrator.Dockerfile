@@ -10,7 +10,7 @@ FROM ${BASE_IMAGE} AS build
 WORKDIR /src
 COPY . .
 RUN python3 -m venv /opt/orchestrator \
-    && /opt/orchestrator/bin/pip install --no-cache-dir '.[documents]'
+    && /opt/orchestrator/bin/pip install --no-cache-dir '.[documents,otel]'
 
 FROM ${BASE_IMAGE}
 ARG RUN_UID=10001

@@ -57,6 +57,7 @@ from orchestrator.servers.api import EndpointsApi
 from orchestrator.servers.resolve import resolve
 from orchestrator.servers.watch import Servers
 from orchestrator.settings import Settings
+from orchestrator.tracing.wiring import tracing
 from orchestrator.upstream import Timeouts
 from orchestrator.windows import warmed
 from storage.catalog import Catalog
@@ -107,18 +108,28 @@ class Service:
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
         self._gate = Gate()
         self._ledger = Ledger()
+        parts = build(settings, data, instance_id(data))
+        self._parts = parts
+        self._runtime = parts.runtime
+        self._catalog = Catalog(data / "catalog.duckdb")
+        self._history = DuckHistory(self._catalog)
+        self._tracing = tracing(
+            settings.tracing,
+            keys=self._keys,
+            history=self._history,
+            routes=lambda: self._activator.routes,
+            clock=self._clock,
+            registry=self._metrics.registry,
+            instance=instance_id(data),
+        )
         self._meter = Meter(
             gate=self._gate,
             ledger=self._ledger if settings.usage.enabled else None,
             metrics=self._metrics,
             monotonic=self._clock.monotonic,
             unix=self._clock.unix,
+            bill=self._tracing.bill,
         )
-        parts = build(settings, data, instance_id(data))
-        self._parts = parts
-        self._runtime = parts.runtime
-        self._catalog = Catalog(data / "catalog.duckdb")
-        self._history = DuckHistory(self._catalog)
         store = DuckUsage(self._catalog)
         self._usage = UsageBook(ledger=self._ledger, gate=self._gate, store=store, clock=self._clock)
         self._usage_api = UsageApi(book=self._usage, store=store, keys=self._keys, table_file=table_file)
@@ -141,7 +152,7 @@ class Service:
             runtime=self._runtime,
             weights=parts.stock,
             engines=parts.engines,
-            history=self._history,
+            history=self._tracing.history,
             activator=self._activator,
             metrics=self._metrics,
             clock=self._clock,
@@ -212,13 +223,14 @@ class Service:
         proxy = Proxy(
             LabelledAnswers(control, self._request_ids),
             activator=self._activator,
-            keys=self._keys,
+            keys=self._tracing.keys,
             meter=self._meter,
             limits=self.settings.activator,
             body_bytes_max=self.settings.server.body_bytes_max,
             request_id=self._request_ids,
             monotonic=self._clock.monotonic,
             wake=self._wakeup.set,
+            request_head=self._tracing.request_head,
         )
         return Browsers(
             proxy,
@@ -231,11 +243,12 @@ class Service:
         """The lane past ASGI for warm requests."""
         return ExpressLane(
             activator=self._activator,
-            keys=self._keys,
+            keys=self._tracing.keys,
             meter=self._meter,
             request_id=self._request_ids,
             monotonic=self._clock.monotonic,
             wake=self._wakeup.set,
+            request_head=self._tracing.request_head,
         )
 
     def body_limit(self, target: bytes) -> int:
@@ -323,6 +336,7 @@ class Service:
             await ended(usage)
             await self._usage.flush()
             await asyncio.to_thread(self._catalog.close)
+            await self._tracing.aclose()
             self._lock.release()
 
     def _scheduler(self) -> AsyncIOScheduler:

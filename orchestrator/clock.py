@@ -8,10 +8,5 @@ import time
 class SystemClock:
     """The machine's clocks."""
 
-    def monotonic(self) -> float:
-        """`time.monotonic`."""
-        return time.monotonic()
-
-    def unix(self) -> float:
-        """`time.time`."""
-        return time.time()
+    monotonic = staticmethod(time.monotonic)
+    unix = staticmethod(time.time)

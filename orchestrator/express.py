@@ -46,6 +46,7 @@ class ExpressLane:
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
+        request_head: wire.RequestHead = wire.request_head,
     ) -> None:
         self.activator = activator
         self._keys = keys
@@ -53,6 +54,7 @@ class ExpressLane:
         self._request_id = request_id
         self.monotonic = monotonic
         self.wake = wake
+        self._request_head = request_head
 
     def takes(self, scope: HTTPScope) -> bool:
         """See `guard.Express.takes`."""
@@ -79,9 +81,11 @@ class ExpressLane:
         ride = Ride(self, client, cycle, *found, bill, self._request_id())
         lane = found[0]
         if lane.disguise is None:
-            head = wire.request_head(target, query, ride.authority, headers, ride.request_id, len(body))
+            head = self._request_head(target, query, ride.authority, headers, ride.request_id, len(body))
         else:
-            head, body = wire.disguised(lane.disguise, target, query, ride.authority, headers, ride.request_id, body)
+            head, body = wire.disguised(
+                lane.disguise, self._request_head, target, query, ride.authority, headers, ride.request_id, body
+            )
         return ride if ride.depart(head, body) else None
 
 

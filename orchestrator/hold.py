@@ -75,8 +75,9 @@ class Line:
 
     def enter(self, key: Key) -> Turn | None:
         """A turn for a newcomer to an open line, where nobody waits and there is a place; None: stand."""
-        name = key.name
-        self._see(name)
+        name, now = key.name, monotonic()
+        if now >= self._seen_at.get(name, 0.0) + SEEN_EVERY_S:
+            self._see(name, now)
         if self._unanswered or self._waiting or not self._may(name):
             return None
         return self._place(name, pending=False)
@@ -84,7 +85,7 @@ class Line:
     async def stand(self, key: Key, timeout_s: float) -> Turn | None:
         """Wait for a turn; None after `timeout_s` or when dismissed. Cancelling leaves the line."""
         future: asyncio.Future[Turn | None] = asyncio.get_running_loop().create_future()
-        self._see(key.name)
+        self._see(key.name, monotonic())
         self._waiting.push(key.name, future, 2.0**key.priority)
         self._let_go()
         try:
@@ -159,11 +160,8 @@ class Line:
             return 0
         return min(len(self._seen_at.keys() - self._placed.keys()), max(self.places // KEPT_SHARE, 1))
 
-    def _see(self, key: str) -> None:
-        """Somebody of this key is here. Who was last is looked for about once in `SEEN_EVERY_S` only."""
-        now = monotonic()
-        if now < self._seen_at.get(key, 0.0) + SEEN_EVERY_S:
-            return
+    def _see(self, key: str, now: float) -> None:
+        """Somebody of this key is here. A newcomer's is noted about once in `SEEN_EVERY_S` only."""
         self._seen_at.pop(key, None)
         self._seen_at[key] = now  # the oldest first
         while self._seen_at[oldest := next(iter(self._seen_at))] < now - SHARED_S:

@@ -51,13 +51,15 @@ class ModelMetrics:
 
     def ended(self, outcome: str, seconds: float) -> None:
         """A request ended: ok, error, cancelled or refused."""
-        if outcome == "refused":
+        if outcome == "ok":
+            self.ok += 1
+            self.seconds.observe(seconds)
+        elif outcome == "refused":
             self.refused += 1
         elif outcome == "cancelled":
             self.cancelled += 1
         else:
-            self.ok += outcome == "ok"
-            self.failed += outcome != "ok"
+            self.failed += 1
             self.seconds.observe(seconds)
 
 

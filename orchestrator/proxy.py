@@ -91,6 +91,7 @@ class Proxy:
         request_id: Callable[[], bytes],
         monotonic: Callable[[], float],
         wake: Callable[[], None],
+        request_head: wire.RequestHead = wire.request_head,
         elsewhere: ASGIApp | None = None,
     ) -> None:
         """`elsewhere` takes what has no lane here, and what `keys` says is `Elsewhere`, as it came."""
@@ -104,6 +105,7 @@ class Proxy:
         self._now = monotonic
         self._wake = wake
         self._request_id = request_id
+        self._request_head = request_head
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = TARGETS.get(scope["path"]) if scope["type"] == "http" else None
@@ -280,10 +282,10 @@ class Proxy:
         try:
             body, authority = call.body, lane.pool.authority
             if lane.disguise is None:
-                head = wire.request_head(call.target, call.query, authority, call.headers, call.id, len(body))
+                head = self._request_head(call.target, call.query, authority, call.headers, call.id, len(body))
             else:
                 head, body = wire.disguised(
-                    lane.disguise, call.target, call.query, authority, call.headers, call.id, body
+                    lane.disguise, self._request_head, call.target, call.query, authority, call.headers, call.id, body
                 )
             movable = lane.breaker is not None and self._movable(call, lane)
             connection = await lane.pool.request(head, body, movable=movable, streamed=bill.streamed)

@@ -234,6 +234,12 @@ class UsageSettings(Table):
     enabled: bool = Field(True, description="count who used what, by key, model and hour; see GET /api/usage")
 
 
+class TracingSettings(Table):
+    enabled: bool = Field(
+        False, description="OpenTelemetry traces, sent where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra otel"
+    )
+
+
 class ProxySettings(Table):
     connect_timeout_s: Seconds = Field(5, description="an engine must accept a connection within this")
     first_byte_timeout_s: Seconds = Field(600, description="an engine must begin its answer within this")
@@ -348,6 +354,7 @@ class Settings(BaseSettings):
     activator: ActivatorSettings = ActivatorSettings()
     proxy: ProxySettings = ProxySettings()
     usage: UsageSettings = UsageSettings()
+    tracing: TracingSettings = TracingSettings()
     models: dict[ModelId, ModelSettings] = {}
 
     @field_validator("models")

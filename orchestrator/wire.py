@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from starlette.types import Send
@@ -60,8 +60,26 @@ def request_head(
     return b"\r\n".join(lines)
 
 
+class RequestHead(Protocol):
+    """`request_head`, or what stands in for it."""
+
+    def __call__(
+        self,
+        path: bytes,
+        query: bytes,
+        authority: bytes,
+        headers: Headers,
+        request_id: bytes,
+        size: int,
+        end: bytes = b"\r\n",
+        /,
+    ) -> bytes:
+        """See `request_head`."""
+
+
 def disguised(
     disguise: Disguise,
+    make_head: RequestHead,
     path: bytes,
     query: bytes,
     authority: bytes,
@@ -72,7 +90,7 @@ def disguised(
     """Head and body of a request to a server that wants them otherwise."""
     body = disguise.body(body, form_type(path, headers))
     path = disguise.base + path
-    return request_head(path, query, authority, headers, request_id, len(body), disguise.end), body
+    return make_head(path, query, authority, headers, request_id, len(body), disguise.end), body
 
 
 def form_type(path: bytes, headers: Headers) -> bytes:

@@ -13,7 +13,7 @@ PURE = (
     *("model", "decide", "fleet", "eta", "starts", "refusal", "patience", "views", "fair"),
     *("arrive", "autoscale", "crew", "placement", "scaling", "slug", "tracks", "victims"),
     *(f"metering/{name}" for name in ("limits", "stream_usage", "tap", "usage")),
-    "access/key",
+    *("access/key", "tracing/context", "tracing/spans"),
     *(f"servers/{name}" for name in ("disguise", "endpoint", "names", "routes", "state", "views")),
     *(
         f"documents/{name}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from time import perf_counter
 
 import msgspec
 
@@ -13,7 +12,7 @@ from orchestrator.balance.lane import Lane
 from orchestrator.errors import ApiError
 from orchestrator.metering import stream_usage
 from orchestrator.metering.gate import Gate, Leave
-from orchestrator.metering.tap import Tap, Tokens
+from orchestrator.metering.tap import NO_TOKENS, Tap, Tokens
 from orchestrator.metering.usage import HOUR_S, Ledger
 from orchestrator.metrics import Metrics, ModelMetrics
 from orchestrator.model import Deployment
@@ -38,7 +37,8 @@ class Outcome(StrEnum):
 
 
 class Meter:
-    """Makes a `Bill` for each request, and keeps the sums. With `ledger` None usage is not kept, nor asked for."""
+    """Makes a `Bill` for each request, and keeps the sums. With `ledger` None usage is not kept, nor asked for. `bill`
+    makes them, `Bill` by default."""
 
     def __init__(
         self,
@@ -48,12 +48,14 @@ class Meter:
         metrics: Metrics,
         monotonic: Callable[[], float],
         unix: Callable[[], float],
+        bill: MakeBill | None = None,
     ) -> None:
         self.gate = gate
         self.ledger = ledger
         self.metrics = metrics
         self.monotonic = monotonic
         self.unix = unix
+        self._bill = bill or Bill
 
     def open(self, key: Key, deployment: Deployment, asked: Peek, body_bytes: int) -> Bill:
         """A request's bill. Raises `ApiError` 413 or 429 where the key or the model is at its limits.
@@ -66,8 +68,9 @@ class Meter:
             raise ApiError(413, message, code="request_too_large")
         by_tokens = limits.tokens_per_minute or deployment.limits.tokens_per_minute
         reserved = reserve(asked, body_bytes) if by_tokens else 0
-        leave = self.gate.enter(key, deployment, reserved, self.monotonic(), self.unix())
-        return Bill(self, key, deployment, leave, asked, body_bytes)
+        now = self.monotonic()
+        leave = self.gate.enter(key, deployment, reserved, now, self.unix())
+        return self._bill(self, key, deployment, leave, asked, body_bytes, now)
 
     def refused(self, key: Key, model: str) -> None:
         """A request was refused at its limits."""
@@ -99,9 +102,16 @@ class Bill:
     )
 
     def __init__(
-        self, meter: Meter, key: Key, deployment: Deployment, leave: Leave | None, asked: Peek, body_bytes: int
+        self,
+        meter: Meter,
+        key: Key,
+        deployment: Deployment,
+        leave: Leave | None,
+        asked: Peek,
+        body_bytes: int,
+        now: float,
     ) -> None:
-        self.began_at = perf_counter()
+        self.began_at = now
         self.key = key
         self.deployment = deployment
         self.cold = False
@@ -141,9 +151,8 @@ class Bill:
 
     def leave(self) -> None:
         """It is not at that engine any more, if it was."""
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            self._gpu_s += lane.leave(self._meter.monotonic(), self._lane_since)
+        if self._lane is not None:
+            self._leave_lane(self._meter.monotonic())
 
     # --- on the way back ---
 
@@ -153,7 +162,7 @@ class Bill:
 
     def head(self, status: int, *, sized: bool) -> None:
         """The head of its answer is here; `sized`: with a length, so that nothing can be taken out of the body."""
-        self._metrics.first_byte_seconds.observe(perf_counter() - self.began_at)
+        self._metrics.first_byte_seconds.observe(self._meter.monotonic() - self.began_at)
         if status < 400:
             self._tap = Tap(streamed=self.streamed)
         if sized:
@@ -165,7 +174,7 @@ class Bill:
         if tap is None or not data:
             return data
         if not self._first_at:
-            self._first_at = perf_counter()
+            self._first_at = self._meter.monotonic()
         tap.feed(data)
         return self._veil.through(data) if self._veil is not None else data
 
@@ -180,16 +189,18 @@ class Bill:
         if self._closed:
             return
         self._closed = True
-        self.leave()
         meter, metrics = self._meter, self._metrics
-        seconds = perf_counter() - self.began_at
+        now = meter.monotonic()
+        if self._lane is not None:
+            self._leave_lane(now)
+        seconds = now - self.began_at
         tokens, estimated = self._tokens(outcome, metrics)
         self.completion_tokens = tokens.completion
         if outcome is Outcome.OK and self._tap is not None and self._tap.broken:
             outcome = Outcome.ERROR
         metrics.ended(outcome, seconds)
         if self._leave is not None:
-            self._leave.settle(tokens.prompt + tokens.completion, meter.monotonic())
+            self._leave.settle(tokens.prompt + tokens.completion, now)
         if meter.ledger is None:
             return
         unix = meter.unix()
@@ -200,8 +211,9 @@ class Bill:
             counts.refused += 1
             return
         counts.requests += 1
-        counts.errors += outcome is Outcome.ERROR
-        counts.cancelled += outcome is Outcome.CANCELLED
+        if outcome is not Outcome.OK:
+            counts.errors += outcome is Outcome.ERROR
+            counts.cancelled += outcome is Outcome.CANCELLED
         counts.estimated += estimated
         counts.prompt_tokens += tokens.prompt
         counts.completion_tokens += tokens.completion
@@ -225,29 +237,41 @@ class Bill:
             self._leave.take_back(self._meter.monotonic())
         self.close(Outcome.REFUSED)
 
+    def _leave_lane(self, now: float) -> None:
+        lane, self._lane = self._lane, None
+        assert lane is not None
+        self._gpu_s += lane.leave(now, self._lane_since)
+
     def _tokens(self, outcome: Outcome, metrics: ModelMetrics) -> tuple[Tokens, bool]:
         """What it took, and whether that is an estimate: the engine was cut off before it reported all, or tells
         nothing of a stream. Then each event counts for a token, and the prompt by its size."""
         tap = self._tap
         if tap is None:
-            return Tokens(), False
+            return NO_TOKENS, False
         told = tap.reported()
         metrics.prompt_tokens += told.prompt if told else 0
         metrics.completion_tokens += told.completion if told else 0
         if told is not None and (outcome is Outcome.OK or not tap.events):
             return told, False
         if not tap.events:
-            return told or Tokens(), False
+            return told or NO_TOKENS, False
         told = told or Tokens(prompt=self._body_bytes // BYTES_PER_TOKEN)
         completion = max(told.completion, tap.events)
         return Tokens(prompt=told.prompt, completion=completion, cached=told.cached), True
 
 
+MakeBill = Callable[[Meter, Key, Deployment, Leave | None, Peek, int, float], Bill]
+
+
 def reserve(asked: Peek, body_bytes: int) -> int:
     """How many tokens a request may take: a quarter of its bytes, and as many answers as it wants of the length that
     it allows; a length that is not given is not reserved."""
-    lengths = (asked.max_tokens, asked.max_completion_tokens, asked.max_output_tokens)
-    return body_bytes // BYTES_PER_TOKEN + max(map(_number, lengths)) * max(_number(asked.n), 1)
+    longest = 0
+    for length in (asked.max_tokens, asked.max_completion_tokens, asked.max_output_tokens):
+        if length:
+            longest = max(longest, _number(length))
+    answers = max(_number(asked.n), 1) if asked.n else 1
+    return body_bytes // BYTES_PER_TOKEN + longest * answers
 
 
 def _number(raw: msgspec.Raw) -> int:

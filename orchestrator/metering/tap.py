@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 LOOK_BYTES = 16 * 2**10
 """Pieces are looked at together, once there is so much of them: one look costs as much for a few bytes as for many."""
@@ -24,14 +25,16 @@ _ERROR = b'data: {"error"'
 _EVENT = b"data:"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
-    """What an answer took."""
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What an answer took. Made for each; a dataclass takes six times as long."""
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
     """Of the prompt's."""
+
+
+NO_TOKENS = Tokens()
 
 
 class Tap:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from tests.stub import WAIT_S, Service, ask, service, until
 CHAT = "/v1/chat/completions"
 HOLD = {"prefer": "wait=100"}
 SLEEP_TIMEOUT_S = 12.0
+MIXED = 40
+CUT = 8
 
 
 @pytest.mark.slow
@@ -53,9 +57,78 @@ def test_cold_503_then_the_stock_client_hears_paris_then_it_sleeps_and_wakes_the
             assert start["outcome"] == "ready" and not start["wake"]
             assert start["seconds"].keys() == {"starting", "loading"}
         stock.close()
+        usage_is_the_engines_own(running)
         it_sleeps_and_wakes(running, start["total_s"])
         what_another_puts_to_sleep_is_woken(running)
         it_is_adopted_asleep_and_then_stopped(running)
+
+
+def usage_is_the_engines_own(running: Service) -> None:
+    """PROMISES C5: of answers that end, each token; of streams that the client leaves, all but what the engine may
+    make in the step in which it hears of that."""
+    before = counted(running)
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(lambda number: whole(running, number), range(MIXED)))
+    ours, engines = difference(before, counted(running))
+    assert ours[1] == engines[1] > MIXED
+    prompt = ours[0] // MIXED
+    assert ours[0] == prompt * MIXED
+    assert engines[0] == ours[0] + prompt * MIXED // 4, (
+        "vLLM's metric, not its answers, counts a prompt for each of `n`"
+    )
+    before = counted(running)
+    for number in range(CUT):
+        cut(running, events=3 + number)
+    ours, engines = difference(before, counted(running))
+    assert ours[0] == engines[0]
+    assert engines[1] - CUT <= ours[1] <= engines[1] and ours[1] >= 3 * CUT
+    print(f"{CUT} cut streams: {ours[1]} tokens counted of the engine's {engines[1]}")
+
+
+def whole(running: Service, number: int) -> None:
+    """One of four kinds of answers, to its end."""
+    kinds: list[dict[str, Any]] = [{}, {"stream": True}, {"stream": True, "n": 2, "temperature": 1}]
+    kinds.append({"stream": True, "stream_options": {"include_usage": True}})
+    with httpx.Client(base_url=running.url, timeout=120) as client:
+        body = ask(MODEL, **{"temperature": 0, "max_tokens": 5 + number % 20, **kinds[number % len(kinds)]})
+        answer = client.post(CHAT, json=body, headers=HOLD)
+    assert answer.status_code == 200
+    assert ('"usage":{' in answer.text) == (number % len(kinds) in (0, 3)), "who did not ask for it does not see it"
+
+
+def cut(running: Service, *, events: int) -> None:
+    """A stream that its client leaves after so many events."""
+    body = ask(MODEL, temperature=0, max_tokens=300, stream=True, ignore_eos=True)
+    with (
+        httpx.Client(base_url=running.url, timeout=120) as client,
+        client.stream("POST", CHAT, json=body, headers=HOLD) as answer,
+    ):
+        lines = (line for line in answer.iter_lines() if line.startswith("data:"))
+        assert len(list(itertools.islice(lines, events))) == events
+
+
+def counted(running: Service) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Prompt and completion tokens so far: as we count them, and as the engine does, once it is at rest."""
+
+    def at_rest() -> str | None:
+        page = httpx.get(f"{endpoint(running)}/metrics", timeout=WAIT_S).text
+        return page if told(page, "vllm:num_requests_running") == 0 else None
+
+    page = until(at_rest)
+    with running.client() as client:
+        rows = client.get("/api/usage").json()["data"]
+    ours = (sum(row["prompt_tokens"] for row in rows), sum(row["completion_tokens"] for row in rows))
+    return ours, (told(page, "vllm:prompt_tokens_total"), told(page, "vllm:generation_tokens_total"))
+
+
+def told(page: str, name: str) -> int:
+    """The sum of a metric."""
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(name + "{")))
+
+
+def difference(before: Any, after: Any) -> list[tuple[int, int]]:
+    """What was counted between, by us and by the engine."""
+    return [(new[0] - old[0], new[1] - old[1]) for old, new in zip(before, after, strict=True)]
 
 
 def it_sleeps_and_wakes(running: Service, cold_s: float) -> None:

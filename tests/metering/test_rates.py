@@ -12,31 +12,45 @@ from hypothesis import strategies as st
 from orchestrator.access.key import Key
 from orchestrator.errors import ApiError
 from orchestrator.metering.gate import RETRY_AFTER_MAX_S, Gate, fields_of, month_end_unix, month_start_unix
-from orchestrator.metering.limits import NONE, WINDOW_S, Limits, Rate, duration
+from orchestrator.metering.limits import NONE, WINDOW_S, Limits, Used, duration
 from orchestrator.model import Deployment, EngineKind, Scope
 
 PER_MINUTE = st.integers(1, 10**6)
 STEPS = st.lists(st.tuples(st.floats(0, 90), st.integers(1, 50)), max_size=60)
 
 
+def used(**limits: int) -> Used:
+    made = Used()
+    made.limit(Limits(**limits))
+    return made
+
+
+def wait_s(what: Used, tokens: int, now: float) -> float:
+    short = what.short(tokens, now)
+    return 0.0 if short is None else short.wait_s
+
+
+def left(what: Used, kind: bytes, now: float) -> int:
+    return int(dict(fields_of(what.told(now)))[b"x-ratelimit-remaining-" + kind])
+
+
 def test_a_minutes_worth_at_once_then_evenly() -> None:
-    rate = Rate("requests", 60)
+    rate = used(requests_per_minute=60)
     for _ in range(60):
-        assert rate.wait_s(1, 100.0) <= 0
-        rate.take(1, 100.0)
-    assert rate.wait_s(1, 100.0) == pytest.approx(1, abs=1e-5)
-    assert rate.left(100.0) == 0
-    assert rate.wait_s(1, 101.0) <= 1e-9
-    assert rate.left(130.0) == 30
+        assert rate.take(0, 100.0)
+    assert not rate.take(0, 100.0)
+    assert wait_s(rate, 0, 100.0) == pytest.approx(1, abs=1e-5)
+    assert left(rate, b"requests", 100.0) == 0
+    assert wait_s(rate, 0, 101.0) <= 1e-9
+    assert left(rate, b"requests", 130.0) == 30
 
 
 @given(PER_MINUTE, STEPS)
 def test_no_window_has_more_than_twice_a_minutes_worth(per_minute: int, steps: list[tuple[float, int]]) -> None:
-    rate, now, taken = Rate("tokens", per_minute), 0.0, list[tuple[float, int]]()
+    rate, now, taken = used(tokens_per_minute=per_minute), 0.0, list[tuple[float, int]]()
     for pause_s, cost in steps:
         now += pause_s
-        if cost <= per_minute and rate.wait_s(cost, now) <= 0:
-            rate.take(cost, now)
+        if cost <= per_minute and rate.take(cost, now):
             taken.append((now, cost))
     for start, _ in taken:
         assert sum(cost for at, cost in taken if start <= at < start + WINDOW_S) <= 2 * per_minute + 1e-6
@@ -45,31 +59,31 @@ def test_no_window_has_more_than_twice_a_minutes_worth(per_minute: int, steps: l
 @given(PER_MINUTE, STEPS)
 def test_waits_are_honest(per_minute: int, steps: list[tuple[float, int]]) -> None:
     """Not a moment before it, and at once after it."""
-    rate, now = Rate("tokens", per_minute), 1000.0
+    rate, now = used(tokens_per_minute=per_minute), 1000.0
     for pause_s, cost in steps:
         now += pause_s
-        wait_s = rate.wait_s(cost, now)
-        if wait_s > 1e-3:
-            assert rate.wait_s(cost, now + wait_s * 0.99) > 0
-        now += max(wait_s, 0.0) * (1 + 1e-9) + 1e-6
-        assert rate.wait_s(cost, now) <= 0
-        rate.take(cost, now)
+        waited_s = wait_s(rate, cost, now)
+        if waited_s > 1e-3:
+            assert not rate.take(cost, now + waited_s * 0.99)
+        now += waited_s * (1 + 1e-9) + 1e-6
+        assert rate.take(cost, now)
 
 
 @given(PER_MINUTE, st.integers(0, 10**6), st.integers(0, 10**6))
 def test_what_was_reserved_is_corrected(per_minute: int, reserved: int, real: int) -> None:
-    corrected, plain = Rate("tokens", per_minute), Rate("tokens", per_minute)
-    corrected.take(reserved, 50.0)
-    corrected.take(real - reserved, 50.0)
-    plain.take(real, 50.0)
-    assert corrected.left(50.0) == pytest.approx(plain.left(50.0), abs=1)
+    corrected, plain = used(tokens_per_minute=per_minute), used(tokens_per_minute=per_minute)
+    assert corrected.take(reserved, 50.0)
+    corrected.settle(real - reserved, 50.0)
+    assert plain.take(real, 50.0)
+    assert left(corrected, b"tokens", 50.0) == pytest.approx(left(plain, b"tokens", 50.0), abs=1)
 
 
 def test_more_than_a_minutes_worth_goes_once_all_is_there() -> None:
-    rate = Rate("tokens", 100)
-    assert rate.wait_s(1000, 0.0) <= 0
-    rate.take(1000, 0.0)
-    assert rate.wait_s(1, 0.0) == pytest.approx(540.6)
+    rate = used(tokens_per_minute=100)
+    assert rate.take(1000, 0.0)
+    assert wait_s(rate, 1, 0.0) == pytest.approx(540.6)
+    assert not rate.take(1000, 539.0)
+    assert rate.take(1000, 600.0)
 
 
 @pytest.mark.parametrize(

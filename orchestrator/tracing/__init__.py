@@ -1,0 +1,1 @@
+"""Traces of requests and starts, for OpenTelemetry. Only `otlp` needs its packages."""
