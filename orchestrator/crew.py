@@ -27,5 +27,7 @@ def leave_order(replicas: Iterable[Replica]) -> list[Replica]:
 
 def spares(deployment: Deployment, fleet: Fleet) -> list[Replica]:
     """Those beyond the one that serves, or `min_replicas`; one whose host is silent may not serve."""
+    if deployment.max_replicas == 1:
+        return []
     up = [replica for replica in awake(fleet, deployment.name) if not replica.unknown]
     return leave_order(up)[: max(len(up) - max(deployment.min_replicas, 1), 0)]

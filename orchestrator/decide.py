@@ -194,6 +194,8 @@ def _replaceable(deployment: Deployment, fleet: Fleet, replica: Replica, now: fl
 
 def _spared_by_load(deployment: Deployment, fleet: Fleet, now: float) -> Replica | None:
     """The next to leave because there is work for fewer; one at a time, so None while another is leaving or is to."""
+    if deployment.max_replicas == 1:
+        return None
     up = _up(deployment, fleet)
     if len(up) < 2 or len(up) <= wished(deployment, fleet, now):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.model import Deployment, Fleet, Phase, StartRecord, Track, Weights
+from orchestrator.model import Deployment, Fleet, Phase, Replica, StartRecord, Track, Weights
 
 ANEW = frozenset({Phase.PULLING, Phase.QUEUED, Phase.STARTING})
 QUEUED_S_MIN = 0.5
@@ -28,7 +28,7 @@ def ended_starts(
             track = replace(old, phase=Phase.FAILED, seconds=(*old.seconds, (old.phase, now - old.phase_at)))
         elif track.phase not in (Phase.READY, Phase.FAILED) or old.phase is track.phase:
             continue
-        if track.start_at is not None and track.seconds and (track.wake or not _adopted(after, model)):
+        if track.start_at is not None and track.seconds and (track.wake or _is_whole(after, model, track.start_at)):
             records.append(_record(after, deployments[model], track, unix, now))
     return tuple(records)
 
@@ -43,9 +43,17 @@ def newest(past: Sequence[StartRecord], count: int) -> tuple[StartRecord, ...]:
     return tuple(kept)
 
 
-def _adopted(fleet: Fleet, model: str) -> bool:
+def _is_whole(fleet: Fleet, model: str, start_at: float) -> bool:
+    """Whether all of the start was seen: not of an adopted engine, nor of one more that was on its way already when the
+    last that served ended."""
+    replica = _started(fleet, model)
+    return replica is None or (not replica.adopted and replica.created_at >= start_at)
+
+
+def _started(fleet: Fleet, model: str) -> Replica | None:
+    """The replica whose start it was: the last to become ready, else the newest."""
     replicas = fleet.of(model)
-    return bool(replicas) and replicas[-1].adopted
+    return max(replicas, key=lambda r: (r.phase is Phase.READY, r.ready_at or 0.0, r.created_at), default=None)
 
 
 def _record(fleet: Fleet, deployment: Deployment, track: Track, unix: float, now: float) -> StartRecord:
@@ -54,13 +62,13 @@ def _record(fleet: Fleet, deployment: Deployment, track: Track, unix: float, now
         seconds[phase] = seconds.get(phase, 0.0) + spent
     if seconds.get(Phase.QUEUED, 0.0) < QUEUED_S_MIN:
         seconds.pop(Phase.QUEUED, None)
-    replicas, backoff = fleet.of(deployment.name), fleet.backoff.get(deployment.name)
+    replica, backoff = _started(fleet, deployment.name), fleet.backoff.get(deployment.name)
     weights = fleet.weights.get(deployment.name)
     began_at = now if track.start_at is None else track.start_at
     failed = track.phase is Phase.FAILED
     return StartRecord(
         model=deployment.name,
-        replica=replicas[-1].id if replicas else "",
+        replica=replica.id if replica else "",
         spec=deployment.spec,
         engine=deployment.engine,
         started_at_unix=unix - (now - began_at),
@@ -69,7 +77,7 @@ def _record(fleet: Fleet, deployment: Deployment, track: Track, unix: float, now
         error=backoff.error if failed and backoff else "",
         pulled_bytes=_bytes(weights) if Phase.PULLING in seconds else 0,
         weights_bytes=_bytes(weights),
-        gpu_fixed_bytes=replicas[-1].gpu_fixed_bytes if replicas else 0,
+        gpu_fixed_bytes=replica.gpu_fixed_bytes if replica else 0,
         wake=track.wake,
     )
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.actions import Action, Drain, Launch, Pull, Stop, Wake
 from orchestrator.decide import DEMAND_S_MIN, FEWER, ORPHAN_GRACE_S, decide, wanted, wished
@@ -270,3 +272,42 @@ def test_replicas_with_settings_of_old_are_replaced_one_by_one() -> None:
 )
 def test_wished(known: Fleet, settings: dict[str, Any], count: int) -> None:
     assert wished(deployment(**{"max_replicas": 3, **settings}), known, 60.0) == count
+
+
+LIVE = (Phase.STARTING, Phase.LOADING, Phase.READY, Phase.SLEEPING)
+
+
+@st.composite
+def crews(draw: st.DrawFn) -> tuple[Fleet, Deployment]:
+    """Up to six replicas of one model, in any state."""
+    most = draw(st.integers(1, 5))
+    model = deployment(max_replicas=most, min_replicas=draw(st.integers(0, most)))
+    replicas = []
+    for n in range(draw(st.integers(0, 6))):
+        phase = draw(st.sampled_from((*LIVE, Phase.READY, Phase.DRAINING, Phase.FAILED)))
+        stale = {"spec": "old", "stale_at": 50.0} if draw(st.integers(0, 4)) == 0 else {}
+        busy = {"idle_at": draw(st.sampled_from((None, 0.0, 55.0)))} if phase is Phase.READY else {}
+        replicas.append(replica(phase, f"r{n}", of=model, **{"created_at": float(n), **stale, **busy}))
+    demand = draw(st.sampled_from((Demand(), ASKED, Demand(held=2), Demand(stop_at=2.0))))
+    backoff = {"m": FAILING} if draw(st.booleans()) else {}
+    return asks(draw(st.sampled_from((None, 0, 1, 2, 9))), *replicas, demand=demand, backoff=backoff), model
+
+
+@given(crew=crews())
+def test_replicas_come_and_go_one_by_one(crew: tuple[Fleet, Deployment]) -> None:
+    known, model = crew
+    found = decide({"m": model}, known, 60.0)
+    starts = [a for a in found if isinstance(a, Launch)]
+    reasons = {a.replica: a.reason for a in found if isinstance(a, Drain | Stop)}
+    fewer = [id for id, reason in reasons.items() if reason == FEWER]
+    assert len(starts) + len([a for a in found if isinstance(a, Wake)]) <= 1
+    assert not starts or len(known.replicas) < model.max_replicas
+    assert not starts or not known.backoff
+    assert len(fewer) <= 1
+    live = [r for r in known.replicas.values() if r.phase in LIVE]
+    if fewer:
+        assert len(live) == len(known.replicas)  # nobody is leaving yet
+        assert [r for r in live if r.id not in reasons and r.phase is not Phase.SLEEPING]
+    if not known.demand["m"].stop_at:
+        stay = [r for r in live if r.id not in reasons]
+        assert len(stay) >= min(model.min_replicas, len([r for r in live if r.spec == model.spec]), model.max_replicas)

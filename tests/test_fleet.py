@@ -170,10 +170,10 @@ def test_a_start_is_timed_by_phase_and_recorded_once() -> None:
     pulling = Weights(state=WeightsState.PULLING)
     before = track(fleet(), 0.0)
     known = track(fleet(weights=pulling, tracks=before.tracks), 1.0)
-    known = track(fleet(replica(Phase.STARTING), tracks=known.tracks), 4.0)
-    known = track(fleet(replica(Phase.LOADING), tracks=known.tracks), 6.0)
+    known = track(fleet(replica(Phase.STARTING, created_at=4.0), tracks=known.tracks), 4.0)
+    known = track(fleet(replica(Phase.LOADING, created_at=4.0), tracks=known.tracks), 6.0)
     assert known.tracks["m"].start_at == 1.0
-    ready = track(fleet(replica(Phase.READY), tracks=known.tracks), 9.5)
+    ready = track(fleet(replica(Phase.READY, created_at=4.0), tracks=known.tracks), 9.5)
     [record] = ended_starts(known, ready, MODELS, 1000.0, 9.5)
     assert record.seconds == {Phase.PULLING: 3.0, Phase.STARTING: 2.0, Phase.LOADING: 3.5}
     assert (record.outcome, record.started_at_unix) == ("ready", 991.5)
@@ -326,6 +326,16 @@ def test_a_model_is_ready_while_one_of_its_replicas_is() -> None:
     assert before.tracks["m"].start_at is None
     now_ready = track(after(before, 20.0, instances=(instance(), instance("m-b-1")), healthy={"m-b-1": True}), 20.0)
     assert not ended_starts(before, now_ready, MODELS, 0.0, 20.0)
+
+
+def test_one_more_that_takes_over_in_mid_start_is_no_start_to_measure_by() -> None:
+    second = replica(Phase.STARTING, "m-b-1", created_at=5.0)
+    before = track(fleet(replica(Phase.READY), second), 10.0)
+    alone = track(after(before, 20.0, instances=(instance("m-b-1"),)), 20.0)
+    assert alone.tracks["m"].phase is Phase.STARTING
+    ready = track(after(alone, 21.0, instances=(instance("m-b-1"),), healthy={"m-b-1": True}), 21.0)
+    assert ready.tracks["m"].phase is Phase.READY
+    assert not ended_starts(alone, ready, MODELS, 0.0, 21.0)
 
 
 def test_a_launch_that_did_not_begin_leaves_its_name_unused() -> None:
