@@ -228,6 +228,11 @@ class Activator:
         balancer = self.balancers.get(model)
         return None if balancer is None else balancer.another(tried, now)
 
+    def learn(self, model: str, lane: Lane, answer: bytes) -> None:
+        """The first bytes of a good answer of ``/v1/responses`` that came by one of several lanes."""
+        if (balancer := self.balancers.get(model)) is not None:
+            balancer.answered(lane, answer)
+
     def _balanced(self, routes: Mapping[str, Route], now: float) -> Mapping[str, Route]:
         """The routes, with the lanes of models that have several in and out of rotation."""
         laid = {name: laid for name, route in routes.items() if (laid := self._laid(route, now)) is not None}

@@ -18,7 +18,7 @@ from orchestrator.access.browsers import by_browser
 from orchestrator.activator import Activator
 from orchestrator.answering import FAILED, fault, refused
 from orchestrator.balance.lane import Lane
-from orchestrator.balance.retry import RETRIED, may_repeat
+from orchestrator.balance.retry import RESPONSES, RETRIED, may_repeat
 from orchestrator.errors import ApiError, UpstreamDeclined, UpstreamError, UpstreamUnreachable
 from orchestrator.guard import GuardedProtocol
 from orchestrator.hold import Turn
@@ -77,6 +77,11 @@ class ExpressLane:
             bill.withdraw()
             return None
         target, query = PATHS[cycle.scope["path"]], cycle.scope["query_string"]
+        if found[0].breaker is not None and target == RESPONSES:  # the app looks at what comes back
+            bill.withdraw()
+            if found[1] is not None:
+                found[1].over()
+            return None
         body = bill.ask(target, body, asked)
         ride = Ride(self, client, cycle, *found, bill, self._request_id())
         lane = found[0]
@@ -131,7 +136,8 @@ class Ride:
         if lane.breaker is None:
             connection = lane.pool.begin(head, body, self)
         else:
-            connection = lane.pool.begin(head, body, self, movable=self._movable(), streamed=self._bill.streamed)
+            hasty = self._bill.streamed and self._movable()
+            connection = lane.pool.begin(head, body, self, movable=may_repeat(self._target), streamed=hasty)
         if connection is None:
             self._go_back()
             return False

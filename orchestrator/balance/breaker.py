@@ -32,7 +32,8 @@ JITTER = 0.2
 FORGIVEN_S = 60.0
 """Closed for this long, what was before does not count."""
 SAMPLES_MIN = 4
-SAMPLES_MAX = 16
+SAMPLES_MAX = 7
+"""Four slow answers make the median of the last seven."""
 SLOW_TIMES = 5.0
 SLOW_MIN_S = 0.1
 SLOW_TOKEN_MIN_S = 0.02

@@ -14,7 +14,8 @@ WINDOW_S = 10.0
 """Of the requests of the last `WINDOW_S` so many may be tried again, and some where there are few."""
 RETRIED = frozenset({500, 502, 503, 504})
 """Answers that another engine may better: a dying engine's, a full one's, those of what stands before one."""
-NOT_REPEATED = frozenset({b"/v1/responses"})
+RESPONSES = b"/v1/responses"
+NOT_REPEATED = frozenset({RESPONSES})
 """Paths where a request may leave something behind: the answer is stored, tools may act. All the others compute an
 answer from what is in the request, and nothing else: sent twice they cost twice, and that is all."""
 

@@ -157,6 +157,22 @@ def test_what_waits_at_an_engine_that_dies_goes_to_another(tmp_path: Path) -> No
     assert not load.bad(), load.bad()[:3]
 
 
+def test_an_answer_that_is_kept_is_gone_on_with_at_its_engine(tmp_path: Path) -> None:
+    def engine_of(client: httpx.Client, **more: str) -> tuple[str, str]:
+        answer = client.post("/v1/responses", json={"model": MODEL, **more}).json()
+        return answer["id"], answer["id"].split("_")[1]
+
+    with pool(tmp_path, "prefix") as (running, _), running.client() as client:
+        engines = set()
+        for number in range(12):
+            kept, engine = engine_of(client, input=f"conversation {number}")
+            engines.add(engine)
+            for turn in range(3):
+                kept, next_engine = engine_of(client, input=f"turn {turn}", previous_response_id=kept)
+                assert next_engine == engine
+        assert len(engines) > 1
+
+
 def test_all_engines_have_their_part_and_are_told_of(tmp_path: Path) -> None:
     with pool(tmp_path) as (running, engines), running.client() as client:
         for _ in range(30):

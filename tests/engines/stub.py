@@ -198,6 +198,8 @@ def whole(stub: Stub, path: str, asked: dict[str, Any]) -> dict[str, Any]:
         message = {"role": "assistant", "content": text_of(asked)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return {**base, "object": "chat.completion", "choices": [choice]}
+    if path == "/v1/responses":
+        return {**base, "id": f"resp_{os.getpid()}_{time.monotonic_ns()}", "object": "response", "output": []}
     return {**base, "object": path, "choices": [{"index": 0, "text": text_of(asked), "finish_reason": "stop"}]}
 
 
