@@ -14,6 +14,7 @@ PURE = (
     *("arrive", "autoscale", "crew", "placement", "scaling", "slug", "tracks", "victims"),
     *(f"metering/{name}" for name in ("limits", "stream_usage", "tap", "usage")),
     *("access/key", "tracing/context", "tracing/spans"),
+    *(f"balance/{name}" for name in ("affinity", "breaker", "loads", "names", "policy", "retry", "rotation")),
     *(f"servers/{name}" for name in ("disguise", "endpoint", "names", "routes", "state", "views")),
     *(
         f"documents/{name}"
