@@ -49,11 +49,13 @@ class Route:
     """Why it can never run on these GPUs."""
     silent: bool = False
     """The runtime does not answer: nothing is started."""
+    servers_take: int = 0
+    """Static: how many requests its servers take together; 0: as many as come, or as many each as the limit says."""
 
     @property
     def places(self) -> int:
         """How many requests may be at its engines at a time; 0: any number."""
-        return self.deployment.limits.max_concurrent * max(len(self.lanes), 1)
+        return self.servers_take or self.deployment.limits.max_concurrent * max(len(self.lanes), 1)
 
     def given_up(self, now: float) -> bool:
         """Whether it is of no use to wait: the last attempt failed and the next is not due, or it can never fit."""

@@ -95,7 +95,7 @@ class ExpressLane:
 
 
 class Ride:
-    """One request on its way. Implements `guard.Ride` and `upstream.Listener`."""
+    """One request on its way. Implements `guard.Ride` and `listener.Listener`."""
 
     __slots__ = (
         "_bill",
@@ -159,7 +159,7 @@ class Ride:
         if self._streaming:
             self._pour()
 
-    # --- upstream.Listener ---
+    # --- listener.Listener ---
 
     def progressed(self) -> None:
         """1. Before the head: wait. 2. An error: wait for all of it. 3. Whole: one write. 4. Else: stream."""

@@ -12,11 +12,12 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
 from orchestrator.errors import UpstreamBroken, UpstreamError, UpstreamLost, UpstreamTimeout, UpstreamUnreachable
+from orchestrator.listener import Listener
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -44,16 +45,6 @@ class Tls:
 
     context: ssl.SSLContext
     name: str
-
-
-class Listener(Protocol):
-    """Follows one answer by callbacks, without a task; see `Connection.listen`."""
-
-    def progressed(self) -> None:
-        """Something came: the head, some of the body, or the end."""
-
-    def failed(self, error: UpstreamError) -> None:
-        """The answer broke off, or never began. Called once; nothing comes after."""
 
 
 class Connection(asyncio.Protocol):
@@ -398,12 +389,11 @@ class Pool:
         return connection
 
     async def _connect(self) -> Connection:
-        loop, tls = asyncio.get_running_loop(), self._tls
-        context, name = (None, None) if tls is None else (tls.context, tls.name)
+        loop, tls, name = asyncio.get_running_loop(), self._tls, self.tls_name or None
         try:
             async with asyncio.timeout(self._timeouts.connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop), self._host, self._port, ssl=context, server_hostname=name
+                    lambda: Connection(loop), self._host, self._port, ssl=tls and tls.context, server_hostname=name
                 )
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable(f"the engine takes no connections: {error or 'timed out'}") from None

@@ -17,6 +17,13 @@ MODELS_PATH = "/v1/models"
 """What every server that speaks OpenAI's API answers."""
 
 
+def client_context() -> ssl.SSLContext:
+    """Trusts whom the system does, or ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``. Reading that takes a moment."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 class Ways:
     """Makes pools of connections to servers, and looks at servers by them."""
 
@@ -31,10 +38,7 @@ class Ways:
 
     @cached_property
     def _context(self) -> ssl.SSLContext:
-        """Trusts whom the system does, or ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``. Reading that takes a moment."""
-        context = ssl.create_default_context()
-        context.set_alpn_protocols(["http/1.1"])
-        return context
+        return client_context()
 
     async def look(self, server: Server, timeout_s: float) -> Check:
         """Ask the path that it is known to answer, else its health path, and where that is unknown, `MODELS_PATH`.

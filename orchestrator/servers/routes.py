@@ -25,11 +25,13 @@ def route(
     """What requests for a model find. `servers` and `lookups`: its own, `lanes`: by the id of
     their server."""
     track = _track(servers, lookups, was, now)
-    ready = tuple(lanes[server.id] for server in servers if server.phase is Phase.READY)
+    ready = [server for server in servers if server.phase is Phase.READY]
+    together = _together(ready, deployment.limits.max_concurrent)
     return Route(
-        deployment=_limited(deployment, [s for s in servers if s.phase is Phase.READY]),
+        deployment=_limited(deployment, together),
         track=track,
-        lanes=ready,
+        lanes=tuple(lanes[server.id] for server in ready),
+        servers_take=together,
         backoff=None if track.phase is not Phase.FAILED else _backoff(deployment, servers, lookups, track),
         replicas=tuple(_replica(deployment, server) for server in servers),
     )
@@ -47,13 +49,17 @@ def _track(servers: Sequence[Server], lookups: Sequence[Lookup], was: Track | No
     return was if was is not None and was.phase is phase else Track(phase=phase, phase_at=now)
 
 
-def _limited(deployment: Deployment, ready: Sequence[Server]) -> Deployment:
-    """With the limit of its servers together, where each of them has one: beyond it requests wait in line."""
+def _together(ready: Sequence[Server], each_max: int) -> int:
+    """How many requests they take, where each of them says so; else 0. `each_max`: the model's own limit, or 0."""
     most = [server.endpoint.max_concurrent_requests for server in ready]
-    if not most or not all(most):
+    return sum(min(each, each_max or each) for each in most) if all(most) else 0
+
+
+def _limited(deployment: Deployment, together: int) -> Deployment:
+    """As one that has a limit, so that requests stand in line at it."""
+    if not together or deployment.limits.max_concurrent:
         return deployment
-    limits, together = deployment.limits, sum(most)
-    return replace(deployment, limits=replace(limits, max_concurrent=min(limits.max_concurrent or together, together)))
+    return replace(deployment, limits=replace(deployment.limits, max_concurrent=together))
 
 
 def _backoff(deployment: Deployment, servers: Sequence[Server], lookups: Sequence[Lookup], track: Track) -> Backoff:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -220,12 +221,15 @@ def pressed() -> Iterator[Callable[[Service, str], Counter[int]]]:
 def test_a_reload_loses_no_request_and_is_in_force_within_two_seconds(
     tmp_path: Path, pressed: Callable[[Service, str], Counter[int]]
 ) -> None:
-    """One server leaves and another comes while requests run, slow ones too."""
+    """One server leaves and another comes while requests run; streams from the one that leaves end whole."""
     slow = ("--token-delay-s", "0.02")
     with machines(slow, slow, slow) as (one, two, three):
         before = static_table("m", one.url, two.url, **QUICK)
         with service(tmp_path, before) as running, running.client() as client:
             statuses = pressed(running, "m")
+            streams = ThreadPoolExecutor(8)
+            slow_ask = ask("m", stream=True, user="slow:0.2")
+            whole = [streams.submit(lambda: client.post(CHAT, json=slow_ask).text) for _ in range(8)]
             until(lambda: statuses[200] > 50)
             fresh = tmp_path / "fresh.toml"
             fresh.write_text(static_table("m", two.url, three.url, aliases=["short"], **QUICK))
@@ -235,6 +239,9 @@ def test_a_reload_loses_no_request_and_is_in_force_within_two_seconds(
             until(lambda: [at.rpartition(":")[2] for at in servers_of(client, "m")] == wanted)
             until(lambda: client.post(CHAT, json=ask("short")).status_code == 200)
             assert time.monotonic() - changed_at < 2.0
+            assert all(each.result().endswith("data: [DONE]\n\n") for each in whole)
+            streams.shutdown()
+            until(lambda: len(client.get("/api/models/m").json()["replicas"]) == 2)
             one.kill()
             count = statuses[200]
             until(lambda: statuses[200] > count + 50)

@@ -159,9 +159,10 @@ def test_as_many_requests_as_its_servers_take_together() -> None:
     three, five = replace(ONE, max_concurrent_requests=3), Endpoint(url="http://h", max_concurrent_requests=5)
     model = deployment("m", engine=EngineKind.STATIC)
     servers = [server(Phase.READY, three, "a"), server(Phase.READY, five, "b"), server(Phase.FAILED, ONE, "c")]
-    assert route(model, servers, lanes(*servers), [], None, 0.0).deployment.limits.max_concurrent == 8
-    tight = replace(model, limits=Limits(max_concurrent=2))
-    assert route(tight, servers, lanes(*servers), [], None, 0.0).deployment.limits.max_concurrent == 2
+    assert route(model, servers, lanes(*servers), [], None, 0.0).places == 8
+    tight = replace(model, limits=Limits(max_concurrent=4))
+    assert route(tight, servers, lanes(*servers), [], None, 0.0).places == 7  # 3 and 4
     free = [*servers, server(Phase.READY, ONE, "d")]
-    assert route(model, free, lanes(*free), [], None, 0.0).deployment.limits.max_concurrent == 0
+    assert route(model, free, lanes(*free), [], None, 0.0).places == 0
+    assert route(tight, free, lanes(*free), [], None, 0.0).places == 12
     assert [capacity(each, free) for each in free] == [3, 5, 5, 5]
