@@ -34,6 +34,9 @@ from orchestrator.engine_metrics import EngineMetrics
 from orchestrator.errors import ApiError
 from orchestrator.events import Broadcast
 from orchestrator.express import ExpressLane
+from orchestrator.gateway.api import GatewaysApi
+from orchestrator.gateway.books import Ours
+from orchestrator.gateway.registry import Gateways
 from orchestrator.head import path_of
 from orchestrator.host_metrics import HostGauges
 from orchestrator.instance_lock import InstanceLock, instance_id
@@ -108,8 +111,7 @@ class Service:
         self._activator = Activator(wake=self._wakeup.set, held_max=settings.activator.held_max)
         self._gate = Gate()
         self._ledger = Ledger()
-        parts = build(settings, data, instance_id(data))
-        self._parts = parts
+        parts = self._parts = build(settings, data, instance_id(data))
         self._runtime = parts.runtime
         self._catalog = Catalog(data / "catalog.duckdb")
         self._history = DuckHistory(self._catalog)
@@ -163,6 +165,8 @@ class Service:
             prime=parts.prime,
             orphan_grace_s=settings.runtime.orphan_grace_s,
         )
+        ours = Ours(ledger=self._ledger, gate=self._gate, metrics=self._metrics, unix=self._clock.unix)
+        self.gateways = Gateways(keys=self._keys, books=ours, settings=settings, monotonic=self._clock.monotonic)
         self._loop_task: asyncio.Task[None] | None = None
         self._control = Control(
             activator=self._activator,
@@ -206,6 +210,7 @@ class Service:
         return [
             *endpoints.routes(),
             *self._control.routes(),
+            *GatewaysApi(self.gateways, self._keys).routes(),
             *EngineMetrics(self._activator, self._keys).routes(),
             *self._usage_api.routes(),
             *self._library.routes(),
@@ -255,11 +260,11 @@ class Service:
         """The most bytes of a request's body; see `head.BodyLimit`."""
         return self._library.body_limit(FILES.encode() if is_upload(path_of(target)) else target)
 
-    def listening(self, url: str) -> None:
-        """Requests are taken at `url` from now on."""
+    def listening(self, url: str, public: str) -> None:
+        """Requests are taken from now on: of this machine at `url`, of others at `public`."""
         self._library.listening(url)
         if sys.stderr.isatty():
-            print(self._dashboard_line(url), file=sys.stderr)
+            print(self._dashboard_line(public), file=sys.stderr)
 
     def _dashboard_line(self, url: str) -> str:
         """For the terminal alone, since whoever has the link is the operator."""
@@ -271,6 +276,7 @@ class Service:
         """The service has been told to end: held requests are told to come back, streams of events end."""
         self._activator.close()
         self._events.close()
+        self.gateways.close(stopping=self.settings.runtime.on_exit == "stop")
         self._dashboard.close()
 
     # --- health ---
@@ -290,6 +296,7 @@ class Service:
             "runtime": _check(known, "" if known else f"the runtime does not answer: {self._reconciler.silence}"),
             "keys": _check(not self._keys.error, self._keys.error),
             "servers": _check(*self._servers.state()),
+            "gateways": _check(*self.gateways.state()),
             "configuration": _check(not self._watched.error, self._watched.error),
             "history": _check(not self._catalog.error, self._catalog.error),
             "usage": _check(not self._usage.error, self._usage.error),
@@ -350,6 +357,7 @@ class Service:
     async def _tick(self) -> None:
         self._reconciler.sweep()
         self._servers.sweep()
+        self.gateways.sweep()
         self._reconciler.wake()
         self._parts.room.keep = self._reconciler.weights_in_use()
 
@@ -379,6 +387,7 @@ class Service:
 
     def _publish(self, routes: Mapping[str, Route]) -> None:
         before = self._activator.routes
+        self.gateways.publish(routes)
         self._activator.publish(routes, self._clock.monotonic())
         for name, route in self._activator.routes.items():
             old = before.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -14,6 +14,9 @@ from orchestrator.gpu_metrics import GpuGauges
 from orchestrator.model import Fleet, Phase, StartRecord
 
 REQUEST_BUCKETS_S = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_COUNTERS = ("ok", "failed", "cancelled", "refused", "prompt_tokens", "completion_tokens")
+_TALLIES = ("seconds", "first_byte_seconds", "held_seconds")
+_TALLY_LENGTH = len(REQUEST_BUCKETS_S) + 2
 START_BUCKETS_S = (0.25, 1, 2.5, 5, 10, 20, 40, 60, 90, 120, 180, 300, 600, 1200, 3600)
 
 
@@ -29,6 +32,16 @@ class Tally:
         """Count a value."""
         self._counts[bisect_left(self._buckets, value)] += 1
         self._sum += value
+
+    def numbers(self) -> list[float]:
+        """All of them, to be added to another's."""
+        return [*self._counts, self._sum]
+
+    def add(self, numbers: Sequence[float]) -> None:
+        """Count what another did."""
+        for place, count in enumerate(numbers[:-1]):
+            self._counts[place] += int(count)
+        self._sum += numbers[-1]
 
     def exposed(self) -> tuple[list[tuple[str, float]], float]:
         """Cumulative buckets and their sum, as the text format wants them."""
@@ -48,6 +61,21 @@ class ModelMetrics:
         self.seconds = Tally(REQUEST_BUCKETS_S)
         self.first_byte_seconds = Tally(REQUEST_BUCKETS_S)
         self.held_seconds = Tally(REQUEST_BUCKETS_S)
+
+    def numbers(self) -> list[float]:
+        """All of them in one order, to be added to another's."""
+        counters = [float(getattr(self, name)) for name in _COUNTERS]
+        return counters + [number for name in _TALLIES for number in getattr(self, name).numbers()]
+
+    def add(self, numbers: Sequence[float]) -> None:
+        """Count what another process did: its `numbers`. Raises ValueError where they are of another version's."""
+        if len(numbers) != len(_COUNTERS) + len(_TALLIES) * _TALLY_LENGTH:
+            raise ValueError(f"{len(numbers)} numbers are not those of a model")
+        for name, count in zip(_COUNTERS, numbers, strict=False):
+            setattr(self, name, getattr(self, name) + int(count))
+        for place, name in enumerate(_TALLIES):
+            start = len(_COUNTERS) + place * _TALLY_LENGTH
+            getattr(self, name).add(numbers[start : start + _TALLY_LENGTH])
 
     def ended(self, outcome: str, seconds: float) -> None:
         """A request ended: ok, error, cancelled or refused."""

@@ -45,16 +45,26 @@ class Drainable(Protocol):
     def body_limit(self, target: bytes) -> int:
         """The most bytes of a request's body; see `head.BodyLimit`."""
 
-    def listening(self, url: str) -> None:
-        """Requests are taken at `url` from now on."""
+    def listening(self, url: str, public: str) -> None:
+        """Requests are taken from now on: of this machine at `url`, of others at `public`."""
 
     def drain(self) -> None:
         """The service has been told to end; requests in flight go on."""
 
 
-def serve(service: Drainable, settings: Settings, listener: socket.socket) -> None:
+class Front(Protocol):
+    """Takes requests in place of the service, which answers it; see `gateway.workers`."""
+
+    async def open(self, url: str) -> str:
+        """Begin, for a service that listens at `url`. Returns where requests are taken."""
+
+    async def close(self) -> None:
+        """Take no more, and wait for those in flight."""
+
+
+def serve(service: Drainable, settings: Settings, listener: socket.socket, front: Front | None = None) -> None:
     """Serve until a signal says to end. Blocks. Prints ``listening on http://H:P`` once it answers."""
-    running = server(service, settings, listener)
+    running = server(service, settings, listener, front)
     gc.freeze()  # what was made so far stays; a request's objects die by their counts
     gc.set_threshold(GC_THRESHOLD, 50, 50)
     try:
@@ -63,7 +73,7 @@ def serve(service: Drainable, settings: Settings, listener: socket.socket) -> No
         gc.unfreeze()  # else modules outlive the interpreter, of which DuckDB's complains on stderr
 
 
-def server(service: Drainable, settings: Settings, listener: socket.socket) -> Server:
+def server(service: Drainable, settings: Settings, listener: socket.socket, front: Front | None = None) -> Server:
     """A server that is not running yet. Signals reach it only when it runs in the main thread."""
     drain_timeout_s = settings.defaults.drain_timeout_s
     config = uvicorn.Config(
@@ -82,14 +92,17 @@ def server(service: Drainable, settings: Settings, listener: socket.socket) -> S
         timeout_graceful_shutdown=math.ceil(drain_timeout_s) + GIVE_UP_S,
     )
     logging.getLogger("uvicorn.error").addFilter(_worth_a_line)
-    return Server(config, service, address(listener), drain_timeout_s)
+    return Server(config, service, address(listener), drain_timeout_s, front)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind the address, which tells a taken port before anything is started. Raises `AddressInUse`."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Bind the address, which tells a taken port before anything is started; `shared`: other sockets that say so may
+    have it too. Raises `AddressInUse`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
@@ -112,9 +125,12 @@ def reached_by_us(url: str) -> str:
 class Server(uvicorn.Server):
     """uvicorn's server with our sweep, our farewell, and a second signal that ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, service: Drainable, url: str, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Drainable, url: str, drain_timeout_s: float, front: Front | None
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._front = front
         self._url = url
         self._drain_timeout_s = drain_timeout_s
 
@@ -128,8 +144,9 @@ class Server(uvicorn.Server):
         """Begin to answer, and say so."""
         await super().startup(sockets)
         if self.started:
-            self._service.listening(reached_by_us(self._url))
-            print(f"listening on {self._url}", flush=True)
+            url = self._url if self._front is None else await self._front.open(self._url)
+            self._service.listening(reached_by_us(self._url), reached_by_us(url))
+            print(f"listening on {url}", flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's tick, and the sweep of slow connections."""
@@ -142,6 +159,8 @@ class Server(uvicorn.Server):
         if sys.stderr.isatty():
             print("ending; a second Ctrl-C ends it at once", file=sys.stderr)
         self._service.drain()
+        if self._front is not None:
+            await self._front.close()
         timer = asyncio.get_running_loop().call_later(self._drain_timeout_s, self._give_up)
         try:
             await super().shutdown(sockets)

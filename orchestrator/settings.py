@@ -69,6 +69,7 @@ class ServerSettings(Table):
     host: str = Field("127.0.0.1", description="address to listen on; beyond loopback only with a key file")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     data_dir: Path = Field(Path("data"), description="state, history and logs; one orchestrator at a time")
+    workers: int = Field(1, ge=1, le=64, description="processes that take requests on the port; Linux, one a core")
     body_bytes_max: Count = Field(32 * 2**20, description="largest request body; beyond it 413")
     header_bytes_max: Count = Field(32 * 2**10, description="largest request head; beyond it 431")
     headers_max: Count = Field(100, description="most request headers; beyond it 431")

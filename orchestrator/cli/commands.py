@@ -46,6 +46,19 @@ def root(
 
 
 @app.command()
+def gateway(
+    controller: Annotated[str, typer.Option(help="The service's URL; its admin key: ORCHESTRATOR_API_KEY.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    descriptor: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run another front door for a service."""
+    from orchestrator.cli.gateway import gateway
+
+    gateway(controller, host, port, descriptor)
+
+
+@app.command()
 def serve(
     config: Config = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,

@@ -107,7 +107,7 @@ class DocumentsApp:
         """More for files and parts."""
         return body_limit(target, file_bytes_max=self._file_bytes_max, otherwise=Settings().server.body_bytes_max)
 
-    def listening(self, url: str) -> None:
+    def listening(self, url: str, public: str) -> None:
         """Nothing to do."""
 
     def drain(self) -> None:

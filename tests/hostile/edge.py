@@ -86,7 +86,7 @@ class EdgeApp:
         """More for one path."""
         return UPLOAD_BYTES_MAX if path_of(target) == b"/upload" else BODY_BYTES_MAX
 
-    def listening(self, url: str) -> None:
+    def listening(self, url: str, public: str) -> None:
         """Nothing to do."""
 
     def drain(self) -> None:

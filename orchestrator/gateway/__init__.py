@@ -1,0 +1,1 @@
+"""More front doors for one controller: processes on its own port, or on other machines."""
