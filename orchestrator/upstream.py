@@ -389,11 +389,11 @@ class Pool:
         return connection
 
     async def _connect(self) -> Connection:
-        loop, tls, name = asyncio.get_running_loop(), self._tls, self.tls_name or None
+        loop, tls = asyncio.get_running_loop(), self._tls.context if self._tls is not None else None
         try:
             async with asyncio.timeout(self._timeouts.connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(loop), self._host, self._port, ssl=tls and tls.context, server_hostname=name
+                    lambda: Connection(loop), self._host, self._port, ssl=tls, server_hostname=self.tls_name or None
                 )
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable(f"the engine takes no connections: {error or 'timed out'}") from None
