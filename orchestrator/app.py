@@ -210,7 +210,7 @@ class Service:
         return [
             *endpoints.routes(),
             *self._control.routes(),
-            *GatewaysApi(self.gateways, self._keys).routes(),
+            *GatewaysApi(self.gateways, self._keys, self._usage.flush).routes(),
             *EngineMetrics(self._activator, self._keys).routes(),
             *self._usage_api.routes(),
             *self._library.routes(),

@@ -166,6 +166,11 @@ def ps(remote: Remote, *, as_json: bool) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    for gateway in remote.get("/api/gateways")["data"]:
+        name, address = printable(gateway["name"]), printable(gateway["address"])
+        typer.echo(
+            f"gateway {name} · {address} · {gateway['in_flight']} requests · heard {gateway['heard_s']:.0f} s ago"
+        )
 
 
 def start(remote: Remote, model: str, *, wait: bool, as_json: bool) -> int:

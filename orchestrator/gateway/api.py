@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -22,7 +24,9 @@ NAME_CHARS_MAX = 200
 class GatewaysApi:
     """The handlers."""
 
-    def __init__(self, gateways: Gateways, keys: KeyRing) -> None:
+    def __init__(self, gateways: Gateways, keys: KeyRing, flush: Callable[[], Awaitable[bool]]) -> None:
+        """`flush` puts on the disk what was counted."""
+        self._flush = flush
         self._gateways = gateways
         self._keys = keys
 
@@ -47,9 +51,11 @@ class GatewaysApi:
         return StreamingResponse(self._gateways.stream(name), media_type="application/x-ndjson")
 
     async def _report(self, request: Request) -> Response:
+        """204 once what it has counted is on the disk, where the disk takes it."""
         self._keys.admit(request.scope["headers"], Scope.ADMIN)
         try:
-            self._gateways.report(decode_report(await request.body()))
+            if self._gateways.report(decode_report(await request.body())):
+                await self._flush()
         except (msgspec.DecodeError, ValueError) as error:
             raise ApiError(400, f"the report can't be read: {error}", code="invalid_json") from None
         return Response(status_code=204)

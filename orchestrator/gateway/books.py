@@ -9,6 +9,9 @@ from orchestrator.metering.gate import Gate
 from orchestrator.metering.usage import Ledger
 from orchestrator.metrics import Metrics
 
+SUMS_S = 1.0
+"""The controller writes each of them to its disk."""
+
 
 class Ours:
     """The controller's: what gateways have counted is added to it. Implements `registry.Books`."""
@@ -31,18 +34,25 @@ class Ours:
 class Outbox:
     """A gateway's: makes its reports, and keeps what it has counted until the controller has it."""
 
-    def __init__(self, *, name: str, address: str, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(
+        self, *, name: str, address: str, ledger: Ledger, metrics: Metrics, monotonic: Callable[[], float]
+    ) -> None:
         self._name = name
         self._address = address
         self._ledger = ledger
         self._metrics = metrics
+        self._now = monotonic
+        self._due_at = 0.0
         self._told: dict[str, list[float]] = {}
         self._serial = 0
         self._sums: Sums | None = None
 
     def report(self, controller: str, version: int, traffic: dict[str, Seen], *, last: bool = False) -> Report:
-        """The next one: with the sums of the last one, as long as nobody has acknowledged them."""
-        if self._sums is None and (sums := self._counted()) != Sums():
+        """The next one: with the sums of the last one, as long as nobody has acknowledged them; new ones every
+        `SUMS_S`."""
+        due = last or self._now() >= self._due_at
+        if self._sums is None and due and (sums := self._counted()) != Sums():
+            self._due_at = self._now() + SUMS_S
             self._serial += 1
             self._sums = sums
         return Report(
@@ -59,11 +69,6 @@ class Outbox:
     def acknowledged(self) -> None:
         """The controller has the last report."""
         self._sums = None
-
-    @property
-    def empty(self) -> bool:
-        """Whether the controller has all that was counted."""
-        return self._sums is None and not len(self._ledger)
 
     def _counted(self) -> Sums:
         usage = tuple(Row(p.key, p.model, p.hour, counts) for p, counts in self._ledger.take().items())

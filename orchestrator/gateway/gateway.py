@@ -58,7 +58,9 @@ class Gateway:
     Raises `ConfigError` where it would open a controller without keys to other machines.
     """
 
-    def __init__(self, settings: Settings, table: Table, link: Link, *, name: str, here: bool, owned: bool) -> None:
+    def __init__(
+        self, settings: Settings, table: Table, link: Link, *, name: str, address: str, here: bool, owned: bool
+    ) -> None:
         """`settings`: the controller's, but for the address. `here`: it is on this machine; `owned`: standard input
         ends with the process that this one belongs to."""
         _check_exposure(settings.server.host, table)
@@ -84,9 +86,9 @@ class Gateway:
             monotonic=self._clock.monotonic,
             woken=self._news.set,
         )
-        host = settings.server.host
-        address = f"http://[{host}]" if ":" in host else f"http://{host}"
-        self._outbox = Outbox(name=name, address=f"{address}:{settings.server.port}", ledger=ledger, metrics=metrics)
+        self._outbox = Outbox(
+            name=name, address=address, ledger=ledger, metrics=metrics, monotonic=self._clock.monotonic
+        )
         self._forward = Forward(link.url, request_id=self._request_ids)
         self._take(table)
 

@@ -143,18 +143,14 @@ class Gateways:
                 sent = self.table.version
                 self._gateway(name).may_use[sent] = self.table.replicas
             yield encode_line(line) + b"\n"
-            if self._closed:
+            if self._closed and self.table.version == sent:
                 return
             await self._next(sent)
 
-    def report(self, report: Report) -> None:
-        """A gateway has told what it does. Raises ValueError, with nothing taken, for what makes no sense."""
-        if report.sums is not None and report.serial > self._serials.get(report.gateway, 0):
-            self._books.add(report.sums)
-            self._serials.pop(report.gateway, None)
-            self._serials[report.gateway] = report.serial
-            while len(self._serials) > SERIALS_MAX:
-                del self._serials[next(iter(self._serials))]
+    def report(self, report: Report) -> bool:
+        """A gateway has told what it does; whether there were new sums. Raises ValueError, with nothing taken, for
+        what makes no sense."""
+        fresh = report.sums is not None and self._count(report.gateway, report.serial, report.sums)
         now, gateway = self._now(), self._gateway(report.gateway)
         gateway.heard_at, gateway.address = now, report.address
         if report.controller == self.table.controller:
@@ -167,6 +163,18 @@ class Gateways:
         if report.last:
             del self._known[gateway.name]
         self._spread()
+        return fresh
+
+    def _count(self, name: str, serial: int, sums: Sums) -> bool:
+        """Take its sums, unless they came before."""
+        if serial <= self._serials.get(name, 0):
+            return False
+        self._books.add(sums)
+        self._serials.pop(name, None)
+        self._serials[name] = serial  # the oldest first
+        while len(self._serials) > SERIALS_MAX:
+            del self._serials[next(iter(self._serials))]
+        return True
 
     def _gateway(self, name: str) -> Gateway:
         known = self._known.get(name)

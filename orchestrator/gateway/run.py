@@ -34,8 +34,15 @@ def run_gateway(url: str, key: str | None, listener: socket.socket, *, owned: bo
     host, port = listener.getsockname()[:2]
     name = f"{socket.gethostname()}:{port}-{secrets.token_hex(4)}"
     settings, table = asyncio.run(_first(url, key, name, host, port))
-    here = is_loopback(controller.hostname)
-    gateway = Gateway(settings, table, Link(url, key, name=name), name=name, here=here, owned=owned)
+    gateway = Gateway(
+        settings,
+        table,
+        Link(url, key, name=name),
+        name=name,
+        address=server.address(listener),
+        here=is_loopback(controller.hostname),
+        owned=owned,
+    )
     server.serve(gateway, settings, listener)
 
 

@@ -1,0 +1,78 @@
+"""Gateways as processes of their own, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.stub import WAIT_S, Service, until
+
+
+class Door:
+    """A running ``orchestrator gateway``."""
+
+    def __init__(self, folder: Path, controller: str, *, port: int = 0, key: str = "") -> None:
+        self.errors = folder / "gateway.log"
+        environ = {**os.environ, "ORCHESTRATOR_API_KEY": key}
+        argv = (sys.executable, "-m", "orchestrator", "gateway", "--controller", controller, "--port", str(port))
+        with self.errors.open("ab") as log:
+            self.process = subprocess.Popen(argv, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=log)
+        self.url = ""
+
+    def wait(self) -> None:
+        """Until it answers."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode().strip()
+        assert line.startswith("listening on "), self.log()
+        self.url = line.removeprefix("listening on ")
+
+    def client(self, **headers: str) -> httpx.Client:
+        """A client of its own."""
+        return httpx.Client(base_url=self.url, timeout=WAIT_S, headers=headers)
+
+    def log(self) -> str:
+        """What it wrote on stderr."""
+        return self.errors.read_text("utf-8", "replace")
+
+    def end(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.process.terminate()
+        return self.process.wait(WAIT_S)
+
+    def close(self) -> None:
+        """End it by whatever means."""
+        self.process.kill()
+        self.process.wait(WAIT_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def door(folder: Path, controller: str, *, port: int = 0, key: str = "") -> Iterator[Door]:
+    """A gateway that answers."""
+    folder.mkdir(exist_ok=True)
+    running = Door(folder, controller, port=port, key=key)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.close()
+
+
+def known(running: Service, **headers: str) -> list[dict[str, Any]]:
+    """The gateways that the controller knows."""
+    with running.client(**headers) as client:
+        found: list[dict[str, Any]] = client.get("/api/gateways").json()["data"]
+    return found
+
+
+def current(running: Service, count: int, **headers: str) -> None:
+    """Wait until so many gateways go by the newest table."""
+    until(lambda: [gateway["current"] for gateway in known(running, **headers)] == [True] * count)
