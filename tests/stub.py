@@ -48,6 +48,9 @@ def vllm_cache(folder: Path) -> Path:
 class Service:
     """A running ``orchestrator serve`` in a folder of its own."""
 
+    port = 0
+    """Where it listens; 0: on another one at each start."""
+
     def __init__(self, folder: Path, config: str, **environ: str) -> None:
         self.folder = folder
         (folder / "orchestrator.toml").write_text(config)
@@ -57,7 +60,7 @@ class Service:
         self.url = self._listening()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        argv = (sys.executable, "-m", "orchestrator", "serve", "--port", "0")
+        argv = (sys.executable, "-m", "orchestrator", "serve", "--port", str(self.port))
         with self.errors.open("ab") as log:
             return subprocess.Popen(argv, cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=log)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 from starlette.requests import Request
@@ -48,7 +48,16 @@ class GatewaysApi:
         name = request.query_params.get("gateway", "")
         if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
             raise ApiError(400, "say who asks: ?gateway=NAME", param="gateway", code="invalid_value")
-        return StreamingResponse(self._gateways.stream(name), media_type="application/x-ndjson")
+        return StreamingResponse(self._while_admitted(request, name), media_type="application/x-ndjson")
+
+    async def _while_admitted(self, request: Request, name: str) -> AsyncIterator[bytes]:
+        """A key that was revoked sees no other table."""
+        async for line in self._gateways.stream(name):
+            try:
+                self._keys.admit(request.scope["headers"], Scope.ADMIN)
+            except ApiError:
+                return
+            yield line
 
     async def _report(self, request: Request) -> Response:
         """204 once what it has counted is on the disk, where the disk takes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,27 @@ def door(folder: Path, controller: str, *, port: int = 0, key: str = "") -> Iter
     running = Door(folder, controller, port=port, key=key)
     try:
         running.wait()
+        yield running
+    finally:
+        running.close()
+
+
+class Controller(Service):
+    """A service that listens on the same port at each start."""
+
+    def __init__(self, folder: Path, config: str, **environ: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        super().__init__(folder, config, **environ)
+
+
+@contextlib.contextmanager
+def controller(folder: Path, *tables: str, head: str = "") -> Iterator[Controller]:
+    """Such a service, whose engines outlive it."""
+    text = '[runtime]\non_exit = "keep"\n[embeddings]\nmodel = ""\n'
+    running = Controller(folder, head + text + "\n".join(tables))
+    try:
         yield running
     finally:
         running.close()
