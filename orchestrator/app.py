@@ -69,6 +69,7 @@ from storage.hub import cache_folder
 from storage.usage import DuckUsage, table_file
 from ui.dashboard import Dashboard
 from ui.documents import is_upload
+from ui.ports import Doors
 
 TICK_S = 1.0
 RELOAD_S = 0.5
@@ -99,8 +100,7 @@ class Service:
         self._clock = SystemClock()
         self._configured = deployments(settings, folder=watched.folder)
         self._lock = InstanceLock(data)
-        cookie = f"orchestrator-{instance_id(data)[:8]}"
-        self._sessions = Sessions(name=cookie, monotonic=self._clock.monotonic)
+        self._sessions = Sessions(name=f"orchestrator-{instance_id(data)[:8]}", monotonic=self._clock.monotonic)
         self._keys = KeyRing(settings.auth.keys_file, self._sessions)
         self._metrics = Metrics()
         self._events = Broadcast()
@@ -183,8 +183,17 @@ class Service:
             pins=self._pins,
             version=importlib.metadata.version("orchestrator"),
         )
+        self._endpoints = EndpointsApi(
+            servers=self._servers,
+            added=self._added,
+            activator=self._activator,
+            keys=self._keys,
+            clock=self._clock,
+            deployments=lambda: self._routing.deployments,
+        )
         self._dashboard = Dashboard(
             plane=self._control,
+            doors=Doors(endpoints=self._endpoints.views, gateways=self.gateways.views),
             meters=self._metrics,
             keys=self._keys,
             sessions=self._sessions,
@@ -194,21 +203,12 @@ class Service:
         self._metrics.watch(self._activator, lambda: self._reconciler.fleet)
         self._metrics.registry.register(self._library.gauges())
         self._metrics.registry.register(LimitCounters(self._gate.refusals))
-        folders = {"data": data, "weights": cache_folder(os.environ)}
-        self._metrics.registry.register(HostGauges(folders, self.checks))
+        self._metrics.registry.register(HostGauges({"data": data, "weights": cache_folder(os.environ)}, self.checks))
 
     def routes(self) -> list[HttpRoute]:
         """All but the data plane's, which are `proxy.TARGETS`."""
-        endpoints = EndpointsApi(
-            servers=self._servers,
-            added=self._added,
-            activator=self._activator,
-            keys=self._keys,
-            clock=self._clock,
-            deployments=lambda: self._routing.deployments,
-        )
         return [
-            *endpoints.routes(),
+            *self._endpoints.routes(),
             *self._control.routes(),
             *GatewaysApi(self.gateways, self._keys, self._usage.flush).routes(),
             *EngineMetrics(self._activator, self._keys).routes(),

@@ -78,7 +78,7 @@ def lane_view(model: str, lane: Lane, *, rotating: bool, now: float) -> dict[str
         "model": model,
         "replica": lane.replica,
         "in_rotation": rotating,
-        "load": round(lane.score, 3),
+        "load": round(lane.loaded, 3),
         "capacity": lane.capacity,
         "utilisation": round((lane.in_flight + lane.beside) / lane.capacity, 3) if lane.capacity > 1 else None,
         "weight": lane.weight,

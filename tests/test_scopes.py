@@ -46,7 +46,7 @@ TABLE: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/api/models/{model}/endpoints"): LOOK,
     ("POST", "/api/models/{model}/endpoints"): CHANGE,
     ("DELETE", "/api/models/{model}/endpoints/{server}"): CHANGE,
-    ("POST", "/api/models/{model}/endpoints/{server}/drain"): CHANGE,
+    **{("POST", f"/api/models/{{model}}/endpoints/{{server}}/{act}"): CHANGE for act in ("drain", "resume")},
     **{("POST", f"/api/models/{{model}}/{act}"): CHANGE for act in ("start", "stop", "pull", "pin", "unpin")},
     ("GET", "/api/gateways"): LOOK,
     ("GET", "/api/gateways/table"): CHANGE,
@@ -68,6 +68,12 @@ TABLE: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/dashboard/models/{model}"): LOOK,
     **{("POST", f"/dashboard/models/{{model}}/{act}"): CHANGE for act in ("start", "stop", "pull", "pin", "unpin")},
     ("GET", "/dashboard/starts"): LOOK,
+    ("GET", "/dashboard/servers"): LOOK,
+    ("POST", "/dashboard/servers"): CHANGE,
+    **{
+        ("POST", f"/dashboard/models/{{model}}/endpoints/{{server}}/{act}"): CHANGE
+        for act in ("drain", "resume", "remove")
+    },
     ("GET", "/dashboard/gpus"): LOOK,
     ("GET", "/dashboard/requests"): LOOK,
     ("GET", "/dashboard/logs"): LOOK,

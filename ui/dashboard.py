@@ -18,10 +18,11 @@ from ui.events import Board
 from ui.models import ModelPages
 from ui.operations import OperationsPages
 from ui.pages import HOME, STATIC, Pages
-from ui.ports import Meters, Plane
+from ui.ports import Doors, Meters, Plane
 from ui.pulse import SAMPLE_S, Pulse
 from ui.routes import View, routes
 from ui.scenes import Recent, Scenes
+from ui.servers import ServerPages
 from ui.sign_in import SIGN_IN, SignIn
 from ui.usage import UsagePage
 
@@ -30,7 +31,15 @@ class Dashboard:
     """All pages under ``/dashboard``."""
 
     def __init__(
-        self, *, plane: Plane, meters: Meters, keys: KeyRing, sessions: Sessions, clock: Clock, version: str
+        self,
+        *,
+        plane: Plane,
+        doors: Doors,
+        meters: Meters,
+        keys: KeyRing,
+        sessions: Sessions,
+        clock: Clock,
+        version: str,
     ) -> None:
         self._meters = meters
         self._keys = keys
@@ -38,7 +47,7 @@ class Dashboard:
         self._sign_in = SignIn(self._pages, keys, sessions)
         self._pulse = Pulse()
         self._recent = Recent(plane, clock.monotonic)
-        scenes = Scenes(plane, self._recent, self._pulse, clock.unix)
+        scenes = Scenes(plane=plane, doors=doors, recent=self._recent, samples=self._pulse, unix=clock.unix)
         self._board = Board(self._pages, scenes.painters())
         models = ModelPages(pages=self._pages, board=self._board, plane=plane, keys=keys)
         operations = OperationsPages(
@@ -47,8 +56,9 @@ class Dashboard:
             request_rows=scenes.request_rows,
             keys=lambda: None if keys.open else keys.in_force(),
         )
+        servers = ServerPages(plane=plane, doors=doors, live=models.live)
         chat = ChatPage(plane=plane, live=models.live)
-        self._parts = (models, operations, UsagePage(clock.unix), DocumentPages(), chat)
+        self._parts = (servers, models, operations, UsagePage(clock.unix), DocumentPages(), chat)
 
     def views(self) -> list[View]:
         """The pages that need a key."""

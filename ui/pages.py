@@ -72,6 +72,7 @@ _READ = frozenset({Scope.REALTIME, Scope.UPLOAD})
 TABS = (
     Tab("Models", HOME, "models", _LOOK, f"{HOME}/models"),
     Tab("Starts", f"{HOME}/starts", "starts", _LOOK),
+    Tab("Servers", f"{HOME}/servers", "servers", _LOOK),
     Tab("GPUs", f"{HOME}/gpus", "gpu", _LOOK),
     Tab("Requests", f"{HOME}/requests", "pulse", _LOOK),
     Tab("Usage", f"{HOME}/usage", "usage", frozenset(Scope)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.access.key import Key
@@ -20,11 +21,24 @@ class Plane(Protocol):
     def gpus(self, key: Key) -> list[Json]:
         """As ``GET /api/gpus``."""
 
+    def servers(self, key: Key) -> list[Json]:
+        """The ways to engines, as ``GET /load-stats``."""
+
     def trouble(self) -> str:
         """What is wrong with the files that the service is told to follow; empty: nothing."""
 
     async def starts(self, key: Key, *, model: str | None, limit: int) -> list[Json]:
         """As ``GET /api/starts``: the newest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Doors:
+    """What there is besides the engines that are started here."""
+
+    endpoints: Callable[[Key], list[Json]]
+    """Of static models that the key may use, as ``GET /api/models/{id}/endpoints``."""
+    gateways: Callable[[], list[Json]]
+    """As ``GET /api/gateways``."""
 
 
 class Tally(Protocol):

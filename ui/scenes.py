@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from orchestrator.access.key import Key
 from orchestrator.model import Scope
-from ui import memory, pulse, timeline, values
+from ui import lanes, memory, pulse, timeline, values
 from ui.pages import may
-from ui.ports import Json, Plane
+from ui.ports import Doors, Json, Plane
 from ui.pulse import Pulse
 
 STARTS_SHOWN = 30
@@ -62,8 +62,11 @@ class Recent:
 class Scenes:
     """The painters of all pages that move."""
 
-    def __init__(self, plane: Plane, recent: Recent, samples: Pulse, unix: Callable[[], float]) -> None:
+    def __init__(
+        self, *, plane: Plane, doors: Doors, recent: Recent, samples: Pulse, unix: Callable[[], float]
+    ) -> None:
         self._plane = plane
+        self._doors = doors
         self._recent = recent
         self._samples = samples
         self._unix = unix
@@ -75,6 +78,7 @@ class Scenes:
             "card": self._one_card,
             "model": self._model,
             "starts": self._starts,
+            "servers": self._servers,
             "gpus": self._gpus,
             "requests": self._requests,
         }
@@ -123,6 +127,14 @@ class Scenes:
             "running": Part("_running.html", {"running": running}),
             "history": Part("_starts.html", {"starts": timeline.history(starts), "of_one": False}),
         }
+
+    async def _servers(self, key: Key, subject: str) -> Scene:
+        """Every server of every model, and the gateways."""
+        found = lanes.found(self._plane.models(key), self._plane.servers(key), self._doors.endpoints(key))
+        groups = lanes.groups(found, self._unix())
+        cards = {values.dom_id("s", str(g["model"])): Part("_servers.html", {**g, "admin": may(key)}) for g in groups}
+        gateways = Part("_gateways.html", {"gateways": lanes.gateways(self._doors.gateways(), self._unix())})
+        return {"totals": Part("_server_totals.html", lanes.totals(found)), **cards, "gateways": gateways}
 
     async def _gpus(self, key: Key, subject: str) -> Scene:
         gpus = self._plane.gpus(key)

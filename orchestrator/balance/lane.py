@@ -47,7 +47,7 @@ class Lane:
         self.cost = RUNNING_COST
         """What one more request adds to `score`."""
         self.score = 0.0
-        """How loaded it is: ``(running * 3 + waiting) / capacity``, kept up by each request between two `weigh`."""
+        """What lanes are chosen by: its load by its share, kept up by each request between two `weigh`."""
         self.share = 1.0
         """Capacity, weight and slow start in one number; see `weigh`."""
         self.ramp_at: float | None = None
@@ -98,6 +98,11 @@ class Lane:
     def beside(self) -> int:
         """Requests at the engine that did not come by this lane, as far as known."""
         return max(self.others, self.elsewhere.in_flight)
+
+    @property
+    def loaded(self) -> float:
+        """How loaded it is now: ``(running * 3 + waiting) / capacity``."""
+        return request_cost(self.load) * (self.in_flight + self.beside) / self.capacity
 
     def heard(self, load: Load | None) -> None:
         """The engine told its load just now, or did not."""

@@ -56,7 +56,7 @@ _HELP = (
 def _values(lane: Lane, *, rotating: bool) -> dict[str, float]:
     values = {
         "in_flight_requests": float(lane.taken),
-        "load": lane.score,
+        "load": lane.loaded,
         "capacity": float(lane.capacity),
         "in_rotation": float(rotating),
         "breaker_open": float(lane.breaker is not None and lane.breaker.state is State.OPEN),

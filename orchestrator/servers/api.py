@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route as HttpRoute
 
 from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.activator import Activator
 from orchestrator.errors import ApiError
 from orchestrator.json_response import Json
@@ -56,7 +57,13 @@ class EndpointsApi:
             HttpRoute(PATH, self._add, methods=["POST"]),
             HttpRoute(PATH + "/{server}", self._remove, methods=["DELETE"]),
             HttpRoute(PATH + "/{server}/drain", self._drain, methods=["POST"]),
+            HttpRoute(PATH + "/{server}/resume", self._resume, methods=["POST"]),
         ]
+
+    def views(self, key: Key) -> list[dict[str, object]]:
+        """The endpoints of the models that the key may use, as ``GET /api/models/{id}/endpoints`` shows them."""
+        mine = [each for each in self._deployments().values() if key.may_use(each.name)]
+        return [self._view(deployment, endpoint) for deployment in mine for endpoint in deployment.endpoints]
 
     async def _list(self, request: Request) -> Response:
         deployment = self._model(request, Scope.MONITOR)
@@ -88,9 +95,16 @@ class EndpointsApi:
         return Json({"id": endpoint_id(deployment.name, endpoint), "object": "endpoint", "deleted": True})
 
     async def _drain(self, request: Request) -> Response:
+        return await self._set_drained(request, True)
+
+    async def _resume(self, request: Request) -> Response:
+        """It gets requests again, as it is."""
+        return await self._set_drained(request, False)
+
+    async def _set_drained(self, request: Request, drained: bool) -> Response:
         deployment = self._model(request, Scope.ADMIN)
         endpoint = _named(request, deployment)
-        self._change(lambda: self._added.drain(deployment.name, endpoint, True))
+        self._change(lambda: self._added.drain(deployment.name, endpoint, drained))
         return await self._done(deployment.name, endpoint, 202)
 
     async def _done(self, model: str, endpoint: Endpoint, status: int) -> Response:

@@ -216,6 +216,7 @@ def test_every_page_is_sound_at_every_size_and_in_every_light(stage: Stage, widt
             "models": "",
             "model": f"/models/{SLOW}",
             "starts": "/starts",
+            "servers": "/servers",
             "gpus": "/gpus",
             "requests": "/requests",
             "usage": "/usage",

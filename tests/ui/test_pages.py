@@ -31,6 +31,7 @@ CONFIG = '[embeddings]\nmodel = ""\n'
 PAGES = (
     "",
     "/starts",
+    "/servers",
     "/gpus",
     "/requests",
     "/usage",
@@ -41,6 +42,8 @@ PAGES = (
     "/keys",
     "/models/acme/a",
 )
+OF_NO_MODEL = ("/gpus", "/servers", "/keys", "/files", "/search", "/usage", "/starts", "/logs")
+"""Pages that say nothing of a model that is cold."""
 XSS = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -224,7 +227,7 @@ def test_each_page_is_one_address_for_people_and_programs(signed: Signed, page: 
         signed.browser.get(f"/dashboard{page}", params={"format": "json"}),
     ]
     assert all(isinstance(each.json(), dict) and each.headers["cache-control"] == "no-store" for each in told)
-    assert "acme/a" in answer.text or page in ("/gpus", "/keys", "/files", "/search", "/usage", "/starts", "/logs")
+    assert "acme/a" in answer.text or page in OF_NO_MODEL
 
 
 def test_pages_ask_for_nothing_but_what_is_here(signed: Signed) -> None:
