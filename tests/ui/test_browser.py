@@ -15,12 +15,15 @@ from orchestrator.model import Scope
 from tests.documents.served import EMBEDDER
 from tests.fault_proxy import FaultProxy
 from tests.nvml.library import StubNvml, gpu
+from tests.servers.machines import machines, static_table
 from tests.stub import Service, model_table, service
 from tests.ui.chromium import Watched, running_browser, screenshot, visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SLOW, ECHO, BROKEN = "acme/slow", "acme/echo", "acme/broken"
+POOL, GONE = "acme/pool", "http://127.0.0.1:9"
+"""A static model, and one of its servers: nothing listens there."""
 TABLES = (
     f'[embeddings]\nmodel = "{EMBEDDER}"\n',
     model_table(EMBEDDER),
@@ -57,7 +60,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     new_key(folder / "auth.keys.json", "<script>alert(1)</script>", [Scope.MONITOR], models=[], expires=None)
     nvml = StubNvml(folder)
     nvml.write(gpu(0, used_mib=20_000), gpu(1, used_mib=0))
-    with service(folder, *TABLES, **nvml.env()) as running, running_browser() as browser:
+    with (
+        machines((), ()) as (one, two),
+        service(folder, *TABLES, static_table(POOL, one.url, two.url, GONE), **nvml.env()) as running,
+        running_browser() as browser,
+    ):
         proxy = FaultProxy(int(running.url.rpartition(":")[2]))
         yield Stage(running, proxy, browser, secret)
         proxy.close()
@@ -174,6 +181,21 @@ def test_a_page_reconnects_by_itself_and_says_so(stage: Stage) -> None:
         stage.proxy.up()
         expect(line).to_have_text("live")
         watched.faults.clear()  # of the lost connection, which the browser tells, too
+
+
+def test_a_server_is_drained_and_taken_back(stage: Stage) -> None:
+    """Live."""
+    with visitor(stage.browser, stage.proxy.url) as watched:
+        stage.sign_in(watched)
+        page = watched.open("/servers")
+        pool = page.get_by_role("region", name=f"Table: Servers of {POOL}")
+        expect(pool.get_by_text("Ready")).to_have_count(2)
+        expect(pool.get_by_text("it takes no connections")).to_be_visible()
+        page.get_by_role("button", name="Drain http").first.click()
+        expect(pool.get_by_text("Draining")).to_be_visible()
+        screenshot(page, "servers-draining")
+        page.get_by_role("button", name="again").click()
+        expect(pool.get_by_text("Ready")).to_have_count(2)
 
 
 def test_without_scripts_pages_are_static_and_forms_work(stage: Stage) -> None:
