@@ -137,7 +137,7 @@ def _framed(first: int, count: int, metered: bool) -> bytes:
     return b"".join(FRAMED[metered][number % BURST] for number in range(first, first + count))
 
 
-async def _outlive_not(owner: int) -> None:
+async def outlive_not(owner: int) -> None:
     """Until the process is gone that wants this engine, even if it was killed and could not end it."""
     while True:
         await asyncio.sleep(OWNER_CHECK_S)
@@ -164,7 +164,7 @@ async def main() -> None:
     if options.owner is None:
         await server.serve_forever()
     else:
-        await _outlive_not(options.owner)
+        await outlive_not(options.owner)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def cpus() -> Cpus:
 
 def subjects(peers: Path | None) -> list[Subject]:
     """All of them; `peers` is a folder of programs to look in first, such as a virtual environment's bin."""
-    path = os.pathsep.join([*([str(peers)] if peers else []), os.environ.get("PATH", "")])
+    path = search_path(peers)
 
     def program(name: str) -> str:
         return shutil.which(name, path=path) or name
@@ -102,13 +102,20 @@ def subjects(peers: Path | None) -> list[Subject]:
     ]  # fmt: skip
 
 
+def search_path(peers: Path | None) -> str:
+    """Where programs are looked for: in that folder first."""
+    return os.pathsep.join([*([str(peers)] if peers else []), os.environ.get("PATH", "")])
+
+
 def missing(subject: Subject) -> bool:
     """Whether the program it needs is not on this machine."""
     return bool(subject.needs) and shutil.which(subject.needs) is None
 
 
 @contextlib.contextmanager
-def running(argv: list[str], folder: Path, port: int, cpu: int | None = None) -> Iterator[psutil.Process]:
+def running(
+    argv: list[str], folder: Path, port: int, cpu: int | None = None, timeout_s: float = START_TIMEOUT_S
+) -> Iterator[psutil.Process]:
     """A process that listens on `port`, on one CPU if that is given, and all it starts; ended on exit."""
     env = {**os.environ, "NO_PROXY": "127.0.0.1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
     log_path = folder / "log"
@@ -116,7 +123,7 @@ def running(argv: list[str], folder: Path, port: int, cpu: int | None = None) ->
         process = subprocess.Popen(argv, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
     tree = psutil.Process(process.pid)
     try:
-        wait_for(port, process, log_path)
+        wait_for(port, process, log_path, timeout_s)
         yield tree
     finally:
         family = [tree, *tree.children(recursive=True)] if process.poll() is None else []
@@ -144,9 +151,9 @@ def _on_cpu(cpu: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes], log: Path, timeout_s: float = START_TIMEOUT_S) -> None:
     """Until something listens. Raises `RuntimeError` with the log's end."""
-    ends_at = time.monotonic() + START_TIMEOUT_S
+    ends_at = time.monotonic() + timeout_s
     while time.monotonic() < ends_at and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
