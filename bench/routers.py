@@ -42,7 +42,7 @@ PREFILL_S = 0.1
 DECODE_S = 0.2
 THINK_S = 0.3
 TURNS = 6
-WARM_UP_S = 5.0
+WARM_UP_S = 10.0
 """From the start on, nothing is told."""
 SAMPLE_S = 0.25
 DRAIN_S = 120.0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from orchestrator.balance.breaker import Breaker, Fault, State, outliers
+from orchestrator.balance.capacity import suppose
 from orchestrator.balance.lane import SLOW_START_S, Lane
 from orchestrator.balance.names import Balance
 from orchestrator.balance.policy import POLICIES
@@ -54,6 +55,7 @@ class Balancer:
                 lane.breaker = Breaker()
                 lane.ramp_at = now - SLOW_START_S if first and lane.last_byte_at is not None else None
         self._lanes, out = rotation(pool, now)
+        suppose(pool)
         for lane in pool:
             held_back = lane.breaker is not None and lane.breaker.state is not State.CLOSED
             lane.weigh(now, self._chance(), held_back=held_back)

@@ -40,6 +40,10 @@ class Lane:
         self.in_flight = 0
         self.load: Load | None = None
         """What the engine last said of itself; None: unknown."""
+        self.ran = 0
+        """Requests that it ran when it was last seen to let others wait; 0: it never was."""
+        self.supposed = 0
+        """Its capacity by that, where nobody said it; 0: unknown. See `capacity.suppose`."""
         self.others = 0
         """Requests at the engine that did not come by this lane, by that."""
         self.breaker: Breaker | None = None
@@ -100,12 +104,21 @@ class Lane:
         return max(self.others, self.elsewhere.in_flight)
 
     @property
+    def takes(self) -> int:
+        """Its capacity as far as known."""
+        return self.supposed or self.capacity
+
+    @property
     def loaded(self) -> float:
         """How loaded it is now: ``(running * 3 + waiting) / capacity``."""
-        return request_cost(self.load) * (self.in_flight + self.beside) / self.capacity
+        return request_cost(self.load) * (self.in_flight + self.beside) / self.takes
 
     def heard(self, load: Load | None) -> None:
-        """The engine told its load just now, or did not."""
+        """The engine told its load just now, or did not. A request that waits is one that has just come; if there is
+        one again at the next telling, the engine has as many as it takes."""
+        full = load is not None and load.waiting and self.load is not None and self.load.waiting
+        if load is not None and (full or self.ran):
+            self.ran = load.running if full else max(self.ran, load.running)
         self.load = load
         self.others = max(load.running + load.waiting - self.in_flight, 0) if load is not None else 0
 
@@ -117,7 +130,7 @@ class Lane:
         if held_back or self.ramp_at is None:
             self.ramp_at = now
         grown = min(max((now - self.ramp_at) / SLOW_START_S, SLOW_START_MIN), 1.0)
-        self.share = self.capacity * self.weight * grown
+        self.share = self.takes * self.weight * grown
         self.cost = request_cost(self.load) / self.share
         self.score = self.cost * (self.in_flight + self.beside + TIE * chance)
 

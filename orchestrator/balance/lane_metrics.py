@@ -57,7 +57,7 @@ def _values(lane: Lane, *, rotating: bool) -> dict[str, float]:
     values = {
         "in_flight_requests": float(lane.taken),
         "load": lane.loaded,
-        "capacity": float(lane.capacity),
+        "capacity": float(lane.takes),
         "in_rotation": float(rotating),
         "breaker_open": float(lane.breaker is not None and lane.breaker.state is State.OPEN),
     }

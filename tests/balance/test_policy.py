@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.balance.affinity import FIRST_PART_BYTES, response_id, thread
+from orchestrator.balance.capacity import suppose
 from orchestrator.balance.lane import SLOW_START_MIN, SLOW_START_S, Lane, request_cost
 from orchestrator.balance.names import Balance
 from orchestrator.balance.policy import BOUND, POLICIES, Policy
@@ -102,6 +103,39 @@ def test_the_score_follows_each_request_in_between(events: list[bool], capacity:
 def test_what_was_told_long_ago_is_unknown_not_nothing() -> None:
     (lane,) = lanes(1, loads=[told(9, 0, at=80.0)])
     assert (lane.load, lane.others) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("tellings", "supposed"),
+    [
+        ([(told(4, 6), told(8, 0))], (0, 0)),
+        ([(told(4, 6), told(8, 0)), (told(4, 9), told(8, 0))], (4, 8)),
+        ([(told(4, 6), told(2, 0)), (told(4, 9), told(3, 0))], (4, 4)),
+        ([(told(4, 6), None), (told(4, 9), None)], (4, 4)),
+        ([(told(4, 6), told(8, 1)), (None, told(8, 1)), (told(4, 9), told(8, 0))], (8, 8)),
+        ([(told(2, 1), told(2, 1)), (told(2, 1), told(2, 1)), (told(5, 0), told(1, 0))], (5, 2)),
+        ([(told(5, 1), told(9, 0)), (told(5, 1), told(9, 0)), (told(3, 2), told(9, 0))], (3, 9)),
+        ([(told(0, 1), told(9, 0)), (told(0, 1), told(9, 0))], (0, 0)),
+    ],
+)
+def test_an_engine_that_lets_requests_wait_takes_as_many_as_it_runs(
+    tellings: list[tuple[Load | None, ...]], supposed: tuple[int, ...]
+) -> None:
+    over = lanes(1, 1)
+    for telling in tellings:
+        for lane, load in zip(over, telling, strict=True):
+            lane.heard(load)
+    suppose(over)
+    assert tuple(lane.supposed for lane in over) == supposed
+
+
+def test_what_is_configured_is_not_supposed() -> None:
+    over = lanes(4, 8)
+    for lane in over:
+        lane.heard(told(2, 5))
+        lane.heard(told(2, 5))
+    suppose(over)
+    assert [lane.takes for lane in over] == [4, 8]
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
