@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from orchestrator.cli.text import printable
+from orchestrator.cli.text import printable, troubles
 from orchestrator.errors import OrchestratorError
 
 POLL_S = 0.25
@@ -145,10 +145,8 @@ def where(url: str | None, config: Path | None) -> tuple[str, str | None]:
 def ps(remote: Remote, *, as_json: bool) -> None:
     """All models."""
     models = remote.get("/api/models")
-    checks = remote.get("/health")["checks"]
-    for name in ("configuration", "keys"):
-        if not checks[name]["ok"]:
-            typer.echo(f"{name}: {printable(checks[name]['detail'])}", err=True)
+    for trouble in troubles(remote.get("/health")):
+        typer.echo(trouble, err=True)
     if as_json:
         typer.echo(json.dumps(models))
         return

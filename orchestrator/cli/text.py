@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
+from typing import Any
 
 INSTEAD = "\N{REPLACEMENT CHARACTER}"
 SNIPPET_CHARS = 320
@@ -27,6 +29,12 @@ def printable(text: str) -> str:
 def plain(text: str) -> str:
     """Likewise, with its lines, tabs and blanks as they are."""
     return "".join(INSTEAD if _obeyed(char) and char not in "\n\t" else char for char in text)
+
+
+def troubles(health: Mapping[str, Any]) -> list[str]:
+    """A line for each file that the service was told to follow and can't use, as its ``/health`` tells."""
+    checks = health["checks"]
+    return [f"{n}: {printable(checks[n]['detail'])}" for n in ("configuration", "keys") if not checks[n]["ok"]]
 
 
 def safe_name(name: str, otherwise: str) -> str:

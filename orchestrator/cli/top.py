@@ -14,7 +14,7 @@ from urllib.parse import quote
 import typer
 
 from orchestrator.cli.live import Live, decoded
-from orchestrator.cli.text import plain
+from orchestrator.cli.text import plain, troubles
 from ui.tui.snapshot import Counts, Snapshot, View
 from ui.tui.tables import VIEWS, summary
 
@@ -31,11 +31,20 @@ class HttpBoard:
         self._live = live
 
     async def snapshot(self) -> Snapshot:
-        """Models, GPUs and the counts of requests, read one after the other."""
+        """All there is to see, read one after the other."""
         models = await self._live.get("/api/models")
         gpus = await self._live.get("/api/gpus")
+        servers = await self._live.get("/load-stats")
         page = await self._live.text("/metrics")
-        return Snapshot(at=monotonic(), models=tuple(models["data"]), gpus=tuple(gpus["data"]), counts=counted(page))
+        health = await self._live.get("/health")
+        return Snapshot(
+            at=monotonic(),
+            models=tuple(models["data"]),
+            gpus=tuple(gpus["data"]),
+            servers=tuple(servers["data"]),
+            trouble=" · ".join(troubles(health)),
+            counts=counted(page),
+        )
 
     async def events(self) -> AsyncIterator[tuple[str, View]]:
         """``GET /api/events``."""
@@ -103,7 +112,8 @@ def _screen(url: str, key: str | None, first: Snapshot) -> None:
 
 def _as_json(snapshot: Snapshot) -> dict[str, object]:
     requests = [{"model": model, **asdict(counts)} for model, counts in snapshot.counts.items()]
-    return {"object": "snapshot", "models": snapshot.models, "gpus": snapshot.gpus, "requests": requests}
+    seen = {"models": snapshot.models, "gpus": snapshot.gpus, "servers": snapshot.servers}
+    return {"object": "snapshot", **seen, "requests": requests, "trouble": snapshot.trouble}
 
 
 def _print(snapshot: Snapshot) -> None:
@@ -113,6 +123,8 @@ def _print(snapshot: Snapshot) -> None:
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_COLUMNS)
     console.print(Text(summary(snapshot)))
+    if snapshot.trouble:
+        console.print(Text(snapshot.trouble))
     for view in VIEWS.values():
         table = view(snapshot, PLAIN_COLUMNS)
         console.print()

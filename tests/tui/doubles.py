@@ -41,6 +41,13 @@ def gpu(uuid: str = "GPU-0", **fields: Any) -> View:
     return usual | {"holders": []} | fields
 
 
+def server(name: str, of: str = "acme/echo", **fields: Any) -> View:
+    """The way to an engine likewise, idle."""
+    usual: View = {"replica": name, "model": of, "in_rotation": True, "load": 0.0, "capacity": 4, "utilisation": 0.0}
+    usual |= {"weight": 1.0, "in_flight": 0, "running": 0, "waiting": 0, "cache_use": 0.0, "told_s": 1.0}
+    return usual | {"breaker": "closed", "fault": None, "retry_s": None, "failures": 0} | fields
+
+
 class BoardDouble:
     """Shows `models`; `away` makes every call fail with it."""
 
@@ -49,6 +56,8 @@ class BoardDouble:
     def __init__(self, *models: View) -> None:
         self.models = models
         self.gpus: tuple[View, ...] = ()
+        self.servers: tuple[View, ...] = ()
+        self.trouble = ""
         self.counts: dict[str, Counts] = {}
         self.logs: dict[str, list[str]] = {}
         self.away = ""
@@ -60,7 +69,14 @@ class BoardDouble:
     async def snapshot(self) -> Snapshot:
         """What there is."""
         self._check(self.away)
-        return Snapshot(at=monotonic(), models=self.models, gpus=self.gpus, counts=self.counts)
+        return Snapshot(
+            at=monotonic(),
+            models=self.models,
+            gpus=self.gpus,
+            servers=self.servers,
+            trouble=self.trouble,
+            counts=self.counts,
+        )
 
     async def events(self) -> AsyncIterator[tuple[str, View]]:
         """What a test puts into `news`."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.model import Phase
-from tests.tui.doubles import gpu, model, replica
+from tests.tui.doubles import gpu, model, replica, server
 from ui.tui import tables
 from ui.tui.snapshot import Counts, Snapshot
 from ui.tui.tables import MARKS, arranged, name_chars, seconds, shortened, summary
@@ -53,6 +53,36 @@ def test_a_gpu_shows_what_is_used_beside_what_is_leased() -> None:
     found = cells(tables.gpus(Snapshot(at=0.0, gpus=(gpu(free_bytes=35 * 2**30, holders=holders),)), 20))
     assert found["USED"] == "████░░"
     assert (found["GiB"], found["LEASED"], found["HELD BY"]) == ("105/140", "70.0", "acme/echo")
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown", "detail"),
+    [
+        ({}, "● closed", "0 in flight"),
+        ({"in_rotation": False}, "◌ draining", "0 in flight"),
+        ({"breaker": "half_open", "fault": "errors", "retry_s": 0.0}, "◑ half-open", "errors"),
+        (
+            {"breaker": "open", "fault": "slow", "retry_s": 4.0, "failures": 2, "in_rotation": False},
+            "✗ open",
+            "2 failures · out for 4 s: slow",
+        ),
+    ],
+)
+def test_a_server_shows_its_breaker(fields: dict[str, Any], shown: str, detail: str) -> None:
+    table = tables.servers(Snapshot(at=0.0, servers=(server("r1", **fields),)), 20)
+    assert cells(table)["BREAKER"] == shown
+    assert detail in table.rows[0].detail
+
+
+def test_what_a_server_does_not_tell_is_no_zero() -> None:
+    silent = server("r1", running=None, waiting=None, cache_use=None)
+    table = tables.servers(Snapshot(at=0.0, servers=(silent, server("r2", load=1.5, cache_use=0.25))), 20)
+    assert [cells(table)[name] for name in ("RUN", "WAIT", "KV")] == ["–"] * 3
+    assert [cells(table, 1)[name] for name in ("LOAD", "RUN", "KV")] == ["1.50", "0", "25%"]
+    assert [row.key for row in arranged(table, wanted="", column=4, descending=False)] == [
+        "acme/echo r1",
+        "acme/echo r2",
+    ]
 
 
 def test_rates_come_from_two_looks_and_a_restart_is_no_rate() -> None:
@@ -100,7 +130,9 @@ def test_a_view_fits_80_columns(view: str) -> None:
     full = model(name, phase="starting", progress=1.0, in_flight=999, held=999, replicas=long, sleeps_in_s=99.0)
     counts = {name: Counts(ok=99999, failed=999, cancelled=999, refused=9999)}
     gpus = (gpu(free_bytes=0, foreign_bytes=140 * 2**30, holders=holders),)
-    table = tables.VIEWS[view](Snapshot(at=0.0, models=(full,), gpus=gpus, counts=counts), chars)
+    loaded = {"load": 99.994, "running": 9999, "waiting": 9999, "cache_use": 1.0, "breaker": "half_open"}
+    seen = Snapshot(at=0.0, models=(full,), gpus=gpus, servers=(server(name, name, **loaded),), counts=counts)
+    table = tables.VIEWS[view](seen, chars)
     widths = [
         max(len(h) + 2 * (not i), len(c.text))
         for i, (h, c) in enumerate(zip(table.headings, table.rows[0].cells, strict=True))

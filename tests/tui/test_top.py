@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from textual.pilot import Pilot
 
-from tests.tui.doubles import SIZE, BoardDouble, model, replica, screen, shows
+from tests.tui.doubles import SIZE, BoardDouble, model, replica, screen, server, shows
 from ui.tui import top
 from ui.tui.top import TopApp
 
@@ -106,6 +106,22 @@ def test_it_says_that_the_service_is_lost_and_comes_back_by_itself(monkeypatch: 
         board.away = ""
         board.news.put_nowait((":", {}))
         await shows(pilot, "● live", "0/1 ready")
+
+    drive(board, steps)
+
+
+def test_servers_and_a_configuration_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "LIVE_S", 0.01)
+    board = BoardDouble(READY)
+    board.servers = (server("r1", "acme/ready", load=1.5, running=2),)
+    board.trouble = "configuration: endpoint: unknown key"
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await shows(pilot, "✗ configuration: endpoint: unknown key")
+        await pilot.press("5")
+        await shows(pilot, "[5 servers]", "SERVER ▲", "● closed", "1.50")
+        board.servers, board.trouble = (server("r1", "acme/ready", breaker="open", in_rotation=False),), ""
+        assert "unknown key" not in await shows(pilot, "✗ open")
 
     drive(board, steps)
 

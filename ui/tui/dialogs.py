@@ -10,7 +10,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 KEYS = """\
-1 … 5, Tab, ← →   models, replicas, GPUs, requests, logs
+1 … 6, Tab, ← →   models, replicas, GPUs, requests, servers, logs
 ↑ ↓ PgUp PgDn     choose a row, or scroll the log
 w                 wake the chosen model
 d                 drain and stop it; asks first
@@ -23,7 +23,8 @@ q, Ctrl-C         leave
 ● ready  ◑ loading  ◔ starting  ↓ pulling  … queued
 ☾ sleeping  ◌ draining  ○ cold  ✗ failed
 LEFT: left by their client. 503: told to come back while cold.
-OTHERS: GiB that no engine of ours holds."""
+OTHERS: GiB that no engine of ours holds.
+BREAKER open: it gets nothing for a while; half-open: a little."""
 
 
 class Ask(ModalScreen[bool]):

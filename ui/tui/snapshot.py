@@ -37,12 +37,15 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """`at` is in seconds of the monotonic clock; `models` and `gpus` are as ``/api/models`` and ``/api/gpus`` list
-    them."""
+    """`at` is in seconds of the monotonic clock; `models`, `gpus` and `servers` are as ``/api/models``, ``/api/gpus``
+    and ``/load-stats`` list them."""
 
     at: float
     models: tuple[View, ...] = ()
     gpus: tuple[View, ...] = ()
+    servers: tuple[View, ...] = ()
+    trouble: str = ""
+    """What is wrong with the files that the service is told to follow; empty: nothing."""
     counts: Mapping[str, Counts] = field(default_factory=dict)
     rates: Mapping[str, Rates] = field(default_factory=dict)
 

@@ -21,6 +21,8 @@ MARKS = {
 }
 STYLES = {"ready": "green", "failed": "bold red", "cold": "dim", "sleeping": "dim"}
 """Of a phase; the others are on their way, and yellow."""
+TURNS = {"half_open": ("◑ half-open", "yellow"), "open": ("✗ open", "bold red"), "closed": ("● closed", "green")}
+"""Of a server's breaker."""
 NAME_CHARS_MIN = 20
 NAME_CHARS_MAX = 60
 BAR_CHARS = 6
@@ -110,13 +112,20 @@ def requests(snapshot: Snapshot, name_chars: int) -> Table:
     return Table(headings, rows, "no models")
 
 
+def servers(snapshot: Snapshot, name_chars: int) -> Table:
+    """Each way to an engine: how loaded it is, and whether it gets requests."""
+    rows = tuple(_server(view, name_chars) for view in snapshot.servers)
+    return Table(("SERVER", "MODEL", "BREAKER", "LOAD", "RUN", "WAIT", "KV"), rows, "no server is ready")
+
+
 VIEWS: dict[str, Callable[[Snapshot, int], Table]] = {
     "models": models,
     "replicas": replicas,
     "gpus": gpus,
     "requests": requests,
+    "servers": servers,
 }
-_BESIDE_NAME_CHARS = {"models": 52, "replicas": 61, "gpus": 58, "requests": 60}
+_BESIDE_NAME_CHARS = {"models": 52, "replicas": 61, "gpus": 58, "requests": 60, "servers": 58}
 """What the other columns of each view take, their gaps included."""
 
 
@@ -213,6 +222,33 @@ def _gpu(view: View, chars: int) -> Row:
     only = {holder["model"] for holder in view["holders"]}
     model = only.pop() if len(only) == 1 else None
     return Row(view["uuid"], model, cells, printable(" · ".join(part for part in parts if part)))
+
+
+def _server(view: View, chars: int) -> Row:
+    """What an engine does not tell is a dash, and sorted below nothing at all."""
+    word, style = TURNS[view["breaker"]]
+    if view["breaker"] == "closed" and not view["in_rotation"]:
+        word, style = "◌ draining", "yellow"
+    load, use = view["load"], view["cache_use"]
+    cells = (
+        Cell(shortened(view["replica"], 16), view["replica"]),
+        Cell(shortened(view["model"], chars), view["model"]),
+        Cell(word, word, style),
+        Cell(f"{load:.2f}" if load < 10 else f"{load:.0f}", load),
+        *(
+            Cell("–" if view[n] is None else str(view[n]), -1 if view[n] is None else view[n])
+            for n in ("running", "waiting")
+        ),
+        Cell("–" if use is None else f"{use:.0%}", -1.0 if use is None else use),
+    )
+    parts = [view["replica"], view["model"], f"{view['in_flight']} in flight, capacity {view['capacity']}"]
+    parts += [f"{view['failures']} failures" if view["failures"] else ""]
+    parts += [f"out for {seconds(view['retry_s'] or 0)}: {view['fault']}" if view["fault"] else ""]
+    return Row(f"{view['model']} {view['replica']}", view["model"], cells, printable(" · ".join(p for p in parts if p)))
+
+
+def _count(told: int | None) -> Cell:
+    return Cell("–" if told is None else str(told), -1 if told is None else told)
 
 
 def _gpu_name(view: View) -> str:

@@ -79,6 +79,7 @@ class TopApp(TerminalApp):
         """What events told since the last look began: it may be older than they are."""
         # Kept, not looked up: what is looked up is looked for in the dialog, while one is open.
         self._head, self._tabs = Static(id="head", markup=False), Static(id="tabs")
+        self._warning = Static(id="trouble", markup=False)
         self._table = DataTable[Text](id="table", cursor_type="row", zebra_stripes=False)
         self._log_view = EngineLog(board, id="log")
         self._below = Static(id="detail", markup=False)
@@ -86,8 +87,8 @@ class TopApp(TerminalApp):
         self._box = Input(id="filter", placeholder=hint, compact=True)
 
     def compose(self) -> ComposeResult:
-        """Two lines above, two below, and the view between."""
-        yield from (self._head, self._tabs, self._table, self._log_view, self._below, self._box)
+        """Two lines above, or three, two below, and the view between."""
+        yield from (self._head, self._warning, self._tabs, self._table, self._log_view, self._below, self._box)
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -150,6 +151,8 @@ class TopApp(TerminalApp):
         if self._trouble and self._link is Link.POLLING:
             parts.insert(1, self._trouble)
         self._head.update(printable(" · ".join(parts)))
+        self._warning.display = bool(self._snapshot.trouble)
+        self._warning.update(printable(f"✗ {self._snapshot.trouble}"))
         self._draw_tabs()
         if self._tab == LOGS:
             self._draw_log()
