@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,11 +51,24 @@ class Load:
 
     def end(self) -> list[int]:
         """All statuses. Raises what went wrong."""
-        self._done.set()
+        self.stop()
         for one in self._asked:
             one.result()
-        self._threads.shutdown()
         return self.statuses
+
+    def stop(self) -> None:
+        """No more requests."""
+        self._done.set()
+        self._threads.shutdown()
+
+
+@contextlib.contextmanager
+def load_on(*doors: Door) -> Iterator[Load]:
+    load = Load(*doors)
+    try:
+        yield load
+    finally:
+        load.stop()
 
 
 def warm(running: Service) -> None:
@@ -75,23 +90,24 @@ def test_a_controller_that_is_killed_and_comes_back_is_not_missed(tmp_path: Path
     ):
         warm(running)
         current(running, 2)
-        engines, load = running.engines(), Load(one, two)
-        load.more(100)
-        running.process.kill()
-        running.process.wait(WAIT_S)
-        with one.client() as client:
-            refused = client.post(CHAT, json=ask(COLD))
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "controller_away")
-            assert refused.headers["retry-after"] and refused.headers["x-request-id"]
-            assert client.get("/live").status_code == 200
-        load.more(100)
-        asked = ThreadPoolExecutor(1).submit(httpx.get, f"{one.url}/v1/models", timeout=WAIT_S)
-        running.restart()
-        assert asked.result().status_code == 200
-        current(running, 2)
-        load.more(100)
-        statuses = load.end()
-        assert set(statuses) == {200}
+        engines = running.engines()
+        with load_on(one, two) as load:
+            load.more(100)
+            running.process.kill()
+            running.process.wait(WAIT_S)
+            with one.client() as client:
+                refused = client.post(CHAT, json=ask(COLD))
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "controller_away")
+                assert refused.headers["retry-after"] and refused.headers["x-request-id"]
+                assert client.get("/live").status_code == 200
+            load.more(100)
+            running.restart()
+            with one.client() as client:
+                assert client.get("/v1/models").status_code == 200
+            current(running, 2)
+            load.more(100)
+            statuses = load.end()
+            assert set(statuses) == {200}
         assert running.engines() == engines
         until(lambda: usage(running) == 1 + len(statuses))
         assert "controller_back" in one.log()
@@ -102,13 +118,13 @@ def test_a_controller_that_ends_in_good_order_is_not_missed(tmp_path: Path) -> N
     with controller(tmp_path, model_table(MODEL)) as running, door(tmp_path / "one", running.url) as one:
         warm(running)
         current(running, 1)
-        load = Load(one)
-        load.more(50)
-        assert running.end() == 0
-        load.more(50)
-        running.restart()
-        load.more(50)
-        assert set(load.end()) == {200}
+        with load_on(one) as load:
+            load.more(50)
+            assert running.end() == 0
+            load.more(50)
+            running.restart()
+            load.more(50)
+            assert set(load.end()) == {200}
 
 
 def test_a_gateway_that_ends_has_told_all(tmp_path: Path) -> None:
