@@ -12,8 +12,8 @@ from orchestrator.actions import Drain, Stop
 from orchestrator.decide import decide
 from orchestrator.model import Deployment, Fleet, Replica
 from orchestrator.scaling import Scaling
+from tests.gpu_line import FOUR, NOW, TWO, asleep, current, known, line, model, on, starting, told
 from tests.gpus import machine, need
-from tests.test_arrive import FOUR, NOW, TWO, asleep, current, known, line, model, on, starting, told
 
 
 def many(name: str, desired: int = 2, **more: Any) -> dict[str, Any]:
