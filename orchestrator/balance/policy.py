@@ -19,6 +19,9 @@ from orchestrator.balance.names import Balance
 
 BOUND = 1.25
 """No lane gets more than this many times its part; see `Prefix`."""
+EASY = 8
+"""So many requests are never too many for an engine that takes them: of few requests, one more or less would otherwise
+move conversations about."""
 POINTS = 40
 """Places of one lane on the ring."""
 RESPONSES_MAX = 10_000
@@ -98,7 +101,8 @@ class RoundRobin(LeastLoaded):
 
 class Prefix(LeastLoaded):
     """One conversation, one lane: that which comes next on a ring of hashes, unless it has more than `BOUND` times
-    its part of all requests; then the one after it. A lane that comes or goes moves few of the others' conversations.
+    its part of all requests, and more than `EASY`; then the one after it. A lane that comes or goes moves few of the
+    others' conversations.
 
     Consistent hashing with bounded loads (V. Mirrokni, M. Thorup, M. Zadimoghaddam, 2016), the bounds by `Lane.share`.
     An answer that can be gone on with by its id is held by the engine that gave it, so its lane is remembered.
@@ -139,7 +143,8 @@ class Prefix(LeastLoaded):
             lane = self._owners[(start + step) % len(self._owners)]
             if lane in full:
                 continue
-            if lane.in_flight + lane.others < ceil(BOUND * total * lane.share / self._shares):
+            part = ceil(BOUND * total * lane.share / self._shares)
+            if lane.in_flight + lane.others < max(part, min(lane.takes, lane.share, EASY)):
                 return lane
             full.add(lane)
         return super().choose(body)

@@ -245,6 +245,17 @@ def test_no_lane_has_more_than_its_bound(count: int, requests: int, conversation
     assert max(lane.in_flight for lane in over) <= BOUND * requests / count + 1
 
 
+@pytest.mark.parametrize(("capacity", "there"), [(1, 1), (4, 4), (8, 8), (64, 8)])
+def test_few_requests_stay_together_where_there_is_room(capacity: int, there: int) -> None:
+    over = lanes(*[capacity] * 8)
+    policy, chosen = laid(Balance.PREFIX, over), list[str]()
+    for _ in range(there + 1):
+        lane = policy.choose(chat("s", "u"))
+        lane.enter(100.0)
+        chosen.append(lane.replica)
+    assert len(set(chosen[:there])) == 1 and chosen[there] != chosen[0]
+
+
 @given(st.integers(2, 24), st.integers(0, 23))
 def test_a_lane_that_leaves_moves_few_conversations(count: int, gone: int) -> None:
     over = lanes(*[1] * count)
