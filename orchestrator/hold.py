@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
+import msgspec
+
 from orchestrator.access.key import Key
 from orchestrator.fair import FairQueue
 
@@ -20,29 +22,26 @@ KEPT_SHARE = 4
 least. Else every place would often be taken, and whoever comes rarely would wait for the end of another's answer."""
 
 
-class Turn:
+class Turn(msgspec.Struct, gc=False):
     """A request's leave to go. `over` ends it; later calls do nothing."""
 
-    __slots__ = ("_key", "_line", "_pending")
-
-    def __init__(self, line: Line, key: str, *, pending: bool) -> None:
-        self._line: Line | None = line
-        self._key = key
-        self._pending = pending
+    line: Line | None
+    key: str
+    pending: bool
 
     def begun(self) -> None:
         """The first byte of its answer is there: the engine keeps up."""
-        if self._pending and self._line is not None:
-            self._pending = False
-            self._line.answered(1)
+        if self.pending and self.line is not None:
+            self.pending = False
+            self.line.answered(1)
 
     def over(self) -> None:
         """It has ended, with an answer or without."""
-        line, self._line = self._line, None
+        line, self.line = self.line, None
         if line is not None:
-            if self._pending:
+            if self.pending:
                 line.answered(0)
-            line.left(self._key)
+            line.left(self.key)
 
 
 class Line:
@@ -78,7 +77,7 @@ class Line:
         name, now = key.name, monotonic()
         if now >= self._seen_at.get(name, 0.0) + SEEN_EVERY_S:
             self._see(name, now)
-        if self._unanswered or self._waiting or not self._may(name):
+        if self._unanswered or self._waiting or (self.places and not self._may(name)):
             return None
         return self._place(name, pending=False)
 
@@ -129,7 +128,8 @@ class Line:
             self._placed[key] = left
         else:
             del self._placed[key]
-        self._let_go()
+        if self._waiting:
+            self._let_go()
 
     def _let_go(self) -> None:
         while self._waiting and self._open and self._unanswered < self._window:
@@ -143,7 +143,7 @@ class Line:
     def _place(self, key: str, *, pending: bool) -> Turn:
         self._taken += 1
         self._placed[key] = self._placed.get(key, 0) + 1
-        return Turn(self, key, pending=pending)
+        return Turn(self, key, pending)
 
     def _may(self, key: str) -> bool:
         """Whether there is a place for a key: any for one that has none, for others those that are not kept."""

@@ -45,7 +45,9 @@ class Leave(msgspec.Struct, gc=False):
 
     def told(self, now: float) -> bytes:
         """The ``x-ratelimit-*`` fields as lines of a head."""
-        return _told(self.key, self.model, now)
+        if self.key is not None:
+            return self.key.recently_told(now, self.model)
+        return self.model.recently_told(now, None) if self.model is not None else b""
 
 
 class Gate:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 WINDOW_S = 60.0
 """The rates are per minute, and a minute's worth is the largest burst."""
+TOLD_S = 0.001
+"""The fields tell times in milliseconds, and are made anew as often at most."""
 _ROUNDING = 1e-6
 """Of a second, or of one unit: nothing is lost to floating point."""
 _FULL_S = WINDOW_S + _ROUNDING
@@ -62,12 +64,16 @@ class Used:
         "_token_s",
         "_tokens_at",
         "_tokens_told",
+        "_told_at",
+        "_told_lines",
+        "_told_with",
         "in_flight",
         "limits",
     )
 
     def __init__(self) -> None:
         self._requests_at = self._tokens_at = 0.0
+        self._told_with: Used | None = None
         self.in_flight = 0
         self.limit(NONE)
 
@@ -78,6 +84,7 @@ class Used:
         self._token_s = WINDOW_S / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
         self._requests_told = _told("requests", limits.requests_per_minute)
         self._tokens_told = _told("tokens", limits.tokens_per_minute)
+        self._told_at, self._told_lines = -math.inf, b""
 
     def take(self, tokens: int, now: float) -> bool:
         """A request begins that reserves `tokens`; False: there is not so much, see `short`, and nothing is taken.
@@ -112,9 +119,16 @@ class Used:
             "tokens", limits.tokens_per_minute, self._tokens_at, tokens, now
         )
 
+    def recently_told(self, now: float, other: Used | None) -> bytes:
+        """`told`, by at most `TOLD_S` ago: what goes with every answer, of which there may be many in that time."""
+        if now - self._told_at > TOLD_S or other is not self._told_with:
+            self._told_at, self._told_with = now, other
+            self._told_lines = self.told(now, other)
+        return self._told_lines
+
     def told(self, now: float, other: Used | None = None) -> bytes:
         """OpenAI's ``x-ratelimit-*`` fields as lines of a head; of each kind the rate of which less is left, this
-        one's or the `other`'s. They go with every answer, and this is the cheapest."""
+        one's or the `other`'s."""
         requests = tokens = self
         if other is not None:
             if _left(other._request_s, other._requests_at, now) < _left(self._request_s, self._requests_at, now):

@@ -201,10 +201,12 @@ class Bill:
         metrics.ended(outcome, seconds)
         if self._leave is not None:
             self._leave.settle(tokens.prompt + tokens.completion, now)
-        if meter.ledger is None:
-            return
-        unix = meter.unix()
-        counts = meter.ledger.counts(self.key.name, self.deployment.name, int(unix // HOUR_S))
+        if meter.ledger is not None:
+            self._book(meter.ledger, outcome, tokens, seconds, estimated=estimated)
+
+    def _book(self, ledger: Ledger, outcome: Outcome, tokens: Tokens, seconds: float, *, estimated: bool) -> None:
+        unix = self._meter.unix()
+        counts = ledger.counts(self.key.name, self.deployment.name, int(unix // HOUR_S))
         if self.cold:
             counts.cold_starts += 1
         if outcome is Outcome.REFUSED:
@@ -214,15 +216,18 @@ class Bill:
         if outcome is not Outcome.OK:
             counts.errors += outcome is Outcome.ERROR
             counts.cancelled += outcome is Outcome.CANCELLED
-        counts.estimated += estimated
+        if estimated:
+            counts.estimated += 1
+        if tokens.cached:
+            counts.cached_tokens += tokens.cached
+        if self._gpu_s:
+            counts.gpu_seconds += self._gpu_s
         counts.prompt_tokens += tokens.prompt
         counts.completion_tokens += tokens.completion
-        counts.cached_tokens += tokens.cached
         counts.seconds += seconds
-        counts.gpu_seconds += self._gpu_s
         if self._first_at:
             counts.first_token_seconds += self._first_at - self.began_at
-        meter.gate.spend(self.key.name, tokens.prompt + tokens.completion, unix)
+        self._meter.gate.spend(self.key.name, tokens.prompt + tokens.completion, unix)
 
     def withdraw(self) -> None:
         """It goes another way, and is counted there."""
