@@ -26,14 +26,14 @@ def route(
     their server."""
     track = _track(servers, lookups, was, now)
     ready = [server for server in servers if server.phase is Phase.READY]
-    together = _together(ready, deployment.limits.max_concurrent)
+    together, spec = _together(ready, deployment.limits.max_concurrent), deployment.spec
     return Route(
         deployment=_limited(deployment, together),
         track=track,
         lanes=tuple(lanes[server.id] for server in ready),
         servers_take=together,
         backoff=None if track.phase is not Phase.FAILED else _backoff(deployment, servers, lookups, track),
-        replicas=tuple(_replica(deployment, server) for server in servers),
+        replicas=tuple(_replica(server, spec) for server in servers),
     )
 
 
@@ -83,12 +83,12 @@ def _why(servers: Sequence[Server], failed: Sequence[Server], lookups: Sequence[
     return "its servers are drained" if servers else "it has no servers"
 
 
-def _replica(deployment: Deployment, server: Server) -> Replica:
+def _replica(server: Server, spec: str) -> Replica:
     """A server as listings show replicas."""
     return Replica(
         id=server.id,
         model=server.model,
-        spec=deployment.spec,
+        spec=spec,
         phase=server.phase,
         created_at=server.created_at,
         phase_at=server.phase_at,

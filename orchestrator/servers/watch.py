@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -55,7 +56,12 @@ class Servers:
         self._publish = publish
         self._ways = Ways(clock.monotonic)
         self._deployments: Mapping[str, Deployment] = {}
+        self._placed = True
+        """Whether the servers are those that the deployments and the names ask for."""
+        self._names: dict[str, dict[Name, float]] = {}
+        """Of each model, with the seconds between look-ups."""
         self._servers: dict[str, Server] = {}
+        self._leaving: set[str] = set()
         self._lookups: dict[Name, Lookup] = {}
         self._lanes: dict[str, _Way] = {}
         self._tracks: dict[str, Track] = {}
@@ -66,6 +72,7 @@ class Servers:
     def configure(self, deployments: Mapping[str, Deployment]) -> None:
         """Take the static models as they are to be; servers that are gone finish what they have in hand."""
         self._deployments = deployments
+        self._placed = False
         self._wakeup.set()
 
     def of(self, model: str, endpoint: Endpoint) -> list[Server]:
@@ -124,21 +131,28 @@ class Servers:
             return
 
     def _pass(self, tasks: asyncio.TaskGroup, now: float) -> None:
-        wanted = names(self._deployments)
-        self._lookups = {name: self._lookups.get(name, Lookup(due_at=now)) for name in wanted}
-        here, leaving = placed(self._servers, self._deployments, self._lookups, now)
-        self._servers = here | leaving
-        self._lay_lanes()
-        self._let_go(leaving.values(), now)
-        for name, refresh_s in wanted.items():
-            if self._lookups[name].due_at <= now and self._may_look(name):
-                tasks.create_task(self._look_up(name, refresh_s))
+        if not self._placed:
+            self._place(now)
+        self._let_go(now)
+        for name, lookup in self._lookups.items():
+            if lookup.due_at <= now and self._may_look(name):
+                tasks.create_task(self._look_up(name))
         for server in self._checked():
             if server.due_at <= now and self._may_look(server.id):
                 tasks.create_task(self._check(server, self._deployments[server.model]))
         self._publish(self._routes(now))
         waited_for, self._pass_end = self._pass_end, asyncio.Event()
         waited_for.set()
+
+    def _place(self, now: float) -> None:
+        """Have the servers that there should be."""
+        self._placed = True
+        self._names = {model: names({model: deployment}) for model, deployment in self._deployments.items()}
+        wanted = [name for of_model in self._names.values() for name in of_model]
+        self._lookups = {name: self._lookups.get(name, Lookup(due_at=now)) for name in wanted}
+        here, leaving = placed(self._servers, self._deployments, self._lookups, now)
+        self._servers, self._leaving = here | leaving, set(leaving)
+        self._lay_lanes()
 
     def _checked(self) -> list[Server]:
         return [server for server in self._servers.values() if server.phase is not Phase.DRAINING]
@@ -149,7 +163,7 @@ class Servers:
         self._busy.add(at)
         return True
 
-    async def _look_up(self, name: Name, refresh_s: float) -> None:
+    async def _look_up(self, name: Name) -> None:
         addresses: tuple[str, ...] = ()
         error = ""
         try:
@@ -164,7 +178,9 @@ class Servers:
             return
         if error and error != old.error:
             log.warning("name_not_found", host=name[0], error=error)
-        self._lookups[name] = looked_up(old, addresses, error, self._clock.monotonic() + refresh_s)
+        refresh_s = min(of_model[name] for of_model in self._names.values() if name in of_model)
+        self._lookups[name] = new = looked_up(old, addresses, error, self._clock.monotonic() + refresh_s)
+        self._placed = self._placed and new.addresses == old.addresses
 
     async def _check(self, server: Server, deployment: Deployment) -> None:
         try:
@@ -191,12 +207,12 @@ class Servers:
                 way = self._lanes[server.id] = _Way(lane=lane, endpoint=server.endpoint)
             way.lane.capacity = capacity(server, servers)
 
-    def _let_go(self, leaving: Iterable[Server], now: float) -> None:
-        """Forget those that have nothing in hand any more, or whose time is up."""
-        for server in leaving:
-            if self._has_drained(server, now):
-                del self._servers[server.id]
-                self._lanes.pop(server.id).lane.pool.close()
+    def _let_go(self, now: float) -> None:
+        """Forget those of the leaving that have nothing in hand any more, or whose time is up."""
+        for id in [id for id in self._leaving if self._has_drained(self._servers[id], now)]:
+            self._leaving.remove(id)
+            del self._servers[id]
+            self._lanes.pop(id).lane.pool.close()
 
     def _has_drained(self, server: Server, now: float) -> bool:
         deployment = self._deployments.get(server.model)
@@ -205,10 +221,12 @@ class Servers:
 
     def _routes(self, now: float) -> dict[str, Route]:
         lanes = {id: way.lane for id, way in self._lanes.items()}
+        servers: defaultdict[str, list[Server]] = defaultdict(list)
+        for server in self._servers.values():
+            servers[server.model].append(server)
         routes: dict[str, Route] = {}
         for name, deployment in self._deployments.items():
-            servers = [server for server in self._servers.values() if server.model == name]
-            lookups = [self._lookups[host] for host in names({name: deployment})]
-            routes[name] = route(deployment, servers, lanes, lookups, self._tracks.get(name), now)
+            lookups = [self._lookups[host] for host in self._names[name]]
+            routes[name] = route(deployment, servers[name], lanes, lookups, self._tracks.get(name), now)
         self._tracks = {name: route.track for name, route in routes.items()}
         return routes
