@@ -94,7 +94,7 @@ def _replica(server: Server, spec: str) -> Replica:
         phase_at=server.phase_at,
         ready_at=server.ready_at,
         endpoint=server.endpoint.url,
-        host="" if server.address == server.endpoint.host else server.address,
+        host=server.address if server.named else "",
         error=server.error,
         leaving="drained" if server.phase is Phase.DRAINING else "",
     )

@@ -63,6 +63,8 @@ class Server:
     model: str
     endpoint: Endpoint
     address: str
+    named: bool = False
+    """Whether it is one of those that the endpoint's name stands for."""
     phase: Phase = Phase.STARTING
     phase_at: float
     created_at: float
@@ -140,6 +142,7 @@ def _servers(
             model=deployment.name,
             endpoint=endpoint,
             address=address,
+            named=not is_address(host),
             health_path=deployment.health_path,
             phase_at=now,
             created_at=now,
