@@ -183,11 +183,15 @@ class History(Protocol):
 class UsageStore(Protocol):
     """Keeps who used what. Every method may raise `errors.OrchestratorError`: the store can't be used now."""
 
-    async def add(self, rows: Mapping[Place, Counts]) -> None:
-        """Add to what is kept, all or nothing; `rows` is not empty. Returns once it outlives a crash."""
+    async def add(self, rows: Mapping[Place, Counts], serials: Mapping[str, int]) -> None:
+        """Add to what is kept, all or nothing; `rows` is not empty; `serials` replace those of the same sources.
+        Returns once it outlives a crash."""
 
     async def rows(self, query: Query, *, rows_max: int) -> list[tuple[Place, Counts]]:
         """The sums by `query.by` and by model, at most `rows_max`; what else of a `Place` is asked for is empty."""
 
     async def tokens(self, since_unix: float) -> dict[str, int]:
         """Prompt and completion tokens by key, from that hour on."""
+
+    async def serials(self) -> dict[str, int]:
+        """Those that are kept, by source, the oldest first; see `metering.serials.Serials`."""

@@ -22,9 +22,9 @@ class DuckUsage:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    async def add(self, rows: Mapping[Place, Counts]) -> None:
+    async def add(self, rows: Mapping[Place, Counts], serials: Mapping[str, int]) -> None:
         """See `ports.UsageStore.add`."""
-        await self._catalog.run(lambda connection: _add(connection, rows))
+        await self._catalog.run(lambda connection: _add(connection, rows, serials))
 
     async def rows(self, query: Query, *, rows_max: int) -> list[tuple[Place, Counts]]:
         """See `ports.UsageStore.rows`."""
@@ -36,8 +36,13 @@ class DuckUsage:
         since = [int(since_unix // HOUR_S)]
         return await self._catalog.read(lambda cursor: dict(cursor.execute(query, since).fetchall()))
 
+    async def serials(self) -> dict[str, int]:
+        """See `ports.UsageStore.serials`."""
+        query = "SELECT source, serial FROM usage_serials ORDER BY hour"
+        return await self._catalog.read(lambda cursor: dict(cursor.execute(query).fetchall()))
 
-def _add(connection: Any, rows: Mapping[Place, Counts]) -> None:
+
+def _add(connection: Any, rows: Mapping[Place, Counts], serials: Mapping[str, int]) -> None:
     names = (*_PLACE, *COLUMNS)
     values = [[getattr(place, name) for place in rows] for name in _PLACE]
     values += [[getattr(counts, name) for counts in rows.values()] for name in COLUMNS]
@@ -46,8 +51,15 @@ def _add(connection: Any, rows: Mapping[Place, Counts]) -> None:
         f" ON CONFLICT (key, model, hour) DO UPDATE SET {_SUMS}",
         values,
     )
-    oldest = max(place.hour for place in rows) - KEPT_DAYS * 24
-    connection.execute("DELETE FROM usage WHERE hour < ?", [oldest])
+    newest = max(place.hour for place in rows)
+    if serials:
+        connection.execute(
+            "INSERT INTO usage_serials SELECT unnest(?), unnest(?), ?"
+            " ON CONFLICT (source) DO UPDATE SET serial = excluded.serial, hour = excluded.hour",
+            [list(serials), list(serials.values()), newest],
+        )
+    for table in ("usage", "usage_serials"):
+        connection.execute(f"DELETE FROM {table} WHERE hour < ?", [newest - KEPT_DAYS * 24])
 
 
 def _rows(cursor: Any, query: Query, rows_max: int) -> list[tuple[Place, Counts]]:

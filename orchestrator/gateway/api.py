@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from orchestrator.access.auth import KeyRing
+from orchestrator.crash import crash_point
 from orchestrator.errors import ApiError
 from orchestrator.gateway.registry import Gateways
 from orchestrator.gateway.table import decode_report
@@ -65,6 +66,7 @@ class GatewaysApi:
         try:
             if self._gateways.report(decode_report(await request.body())):
                 await self._flush()
+                crash_point("report.after_flush")
         except (msgspec.DecodeError, ValueError) as error:
             raise ApiError(400, f"the report can't be read: {error}", code="invalid_json") from None
         return Response(status_code=204)

@@ -22,13 +22,17 @@ class Ours:
         self._metrics = metrics
         self._unix = unix
 
-    def add(self, sums: Sums) -> None:
-        """Count it as our own. Raises ValueError, with nothing taken, for numbers of another version's."""
+    def add(self, gateway: str, serial: int, sums: Sums) -> bool:
+        """See `registry.Books.add`."""
+        if self._ledger.serials.known(gateway, serial):
+            return False
         for model, numbers in sums.metrics.items():
             self._metrics.of(model).add(numbers)
         for row in sums.usage:
             self._ledger.counts(row.key, row.model, row.hour).add(row.counts)
             self._gate.spend(row.key, row.counts.prompt_tokens + row.counts.completion_tokens, self._unix())
+        self._ledger.serials.add(gateway, serial)
+        return True
 
 
 class Outbox:

@@ -32,7 +32,6 @@ LATE_S = 3.0
 """A gateway that was not heard for this long is reported."""
 GONE_S = 10.0
 """And after this it is forgotten, and its requests with it."""
-SERIALS_MAX = 10_000
 
 log = structlog.get_logger()
 
@@ -40,8 +39,9 @@ log = structlog.get_logger()
 class Books(Protocol):
     """Takes what gateways have counted."""
 
-    def add(self, sums: Sums) -> None:
-        """Count it as our own."""
+    def add(self, gateway: str, serial: int, sums: Sums) -> bool:
+        """Count it as our own; False: it was counted before. Raises ValueError, with nothing taken, for what makes no
+        sense."""
 
 
 @dataclass(kw_only=True)
@@ -81,7 +81,6 @@ class Gateways:
         self._routes: Mapping[str, Route] = {}
         self._lanes: WeakValueDictionary[str, Lane] = WeakValueDictionary()
         self._known: dict[str, Gateway] = {}
-        self._serials: dict[str, int] = {}
         self._changed = asyncio.Event()
         self._closed = False
         self.table = Table(controller=secrets.token_hex(8), version=0)
@@ -150,7 +149,7 @@ class Gateways:
     def report(self, report: Report) -> bool:
         """A gateway has told what it does; whether there were new sums. Raises ValueError, with nothing taken, for
         what makes no sense."""
-        fresh = report.sums is not None and self._count(report.gateway, report.serial, report.sums)
+        fresh = report.sums is not None and self._books.add(report.gateway, report.serial, report.sums)
         now, gateway = self._now(), self._gateway(report.gateway)
         gateway.heard_at, gateway.address = now, report.address
         if report.controller == self.table.controller:
@@ -164,17 +163,6 @@ class Gateways:
             del self._known[gateway.name]
         self._spread()
         return fresh
-
-    def _count(self, name: str, serial: int, sums: Sums) -> bool:
-        """Take its sums, unless they came before."""
-        if serial <= self._serials.get(name, 0):
-            return False
-        self._books.add(sums)
-        self._serials.pop(name, None)
-        self._serials[name] = serial  # the oldest first
-        while len(self._serials) > SERIALS_MAX:
-            del self._serials[next(iter(self._serials))]
-        return True
 
     def _gateway(self, name: str) -> Gateway:
         known = self._known.get(name)

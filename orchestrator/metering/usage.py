@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
+from orchestrator.metering.serials import Serials
+
 HOUR_S = 3600
 ROWS_MAX = 100_000
 """Kept in memory while the disk refuses them; beyond it hours are joined: no count is lost, only its hour."""
@@ -75,6 +77,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str, int], Counts] = {}
+        self.serials = Serials()
+        """Of sums of gateways that were added to the rows."""
 
     def counts(self, key: str, model: str, hour: int) -> Counts:
         """The row to add to."""

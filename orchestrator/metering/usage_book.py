@@ -29,10 +29,11 @@ class UsageBook:
         self.error = ""
 
     async def begin(self) -> None:
-        """Learn what keys have spent this month. Without that, budgets begin anew."""
+        """Learn what keys have spent this month, and what was counted of gateways. Without that, both begin anew."""
         now = self._clock.unix()
         try:
             self._gate.begin_month(await self._store.tokens(month_start_unix(now)), now)
+            self._ledger.serials.begin(await self._store.serials())
         except OrchestratorError as error:
             log.error("budgets_not_read", error=str(error))
 
@@ -46,11 +47,13 @@ class UsageBook:
         """Keep all that has been counted; False when it can't be kept now: it is tried again, see `error`."""
         async with self._flushing:
             rows = self._ledger.take()
+            serials = self._ledger.serials.take() if rows else {}
             try:
                 if rows:
-                    await asyncio.shield(self._store.add(rows))
+                    await asyncio.shield(self._store.add(rows, serials))
             except OrchestratorError as error:
                 self._ledger.put_back(rows)
+                self._ledger.serials.put_back(serials)
                 if not self.error:
                     log.error("usage_not_kept", error=str(error))
                 self.error = f"usage is kept in memory only: {error}"

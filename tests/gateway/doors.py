@@ -78,10 +78,10 @@ class Controller(Service):
 
 
 @contextlib.contextmanager
-def controller(folder: Path, *tables: str, head: str = "") -> Iterator[Controller]:
+def controller(folder: Path, *tables: str, head: str = "", **environ: str) -> Iterator[Controller]:
     """Such a service, whose engines outlive it."""
     text = '[runtime]\non_exit = "keep"\n[embeddings]\nmodel = ""\n'
-    running = Controller(folder, head + text + "\n".join(tables))
+    running = Controller(folder, head + text + "\n".join(tables), **environ)
     try:
         yield running
     finally:

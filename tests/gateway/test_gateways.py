@@ -127,6 +127,24 @@ def test_a_controller_that_ends_in_good_order_is_not_missed(tmp_path: Path) -> N
             assert set(load.end()) == {200}
 
 
+def test_a_controller_that_is_killed_before_it_acknowledges_counts_nothing_twice(tmp_path: Path) -> None:
+    """What is on its disk already comes again after that."""
+    with (
+        controller(tmp_path, model_table(MODEL), CRASH_AT="report.after_flush") as running,
+        door(tmp_path / "one", running.url) as one,
+    ):
+        warm(running)
+        current(running, 1)
+        with one.client() as client:
+            assert client.post(CHAT, json=ask(MODEL)).status_code == 200
+            assert running.process.wait(WAIT_S) == 137
+            running.restart()
+            current(running, 1)
+            assert client.post(CHAT, json=ask(MODEL)).status_code == 200
+        assert one.end() == 0
+        assert usage(running) == 3
+
+
 def test_a_gateway_that_ends_has_told_all(tmp_path: Path) -> None:
     """What it was asked is answered, what it counted is told, and it is forgotten."""
     table = model_table(MODEL, "--token-delay-s", "1")

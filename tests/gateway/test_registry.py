@@ -1,4 +1,4 @@
-"""What the controller makes of its gateways: who may still use a replica, and that nothing is counted twice."""
+"""What the controller makes of its gateways: who may still use a replica, and what they counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shop:
 
     def __init__(self, folder: Path) -> None:
         self.now = 100.0
-        self.taken: list[Sums] = []
+        self.taken: list[tuple[str, int, Sums]] = []
         self.gateways = Gateways(
             keys=KeyRing(folder / "none.json"), books=self, settings=Settings(), monotonic=lambda: self.now
         )
@@ -35,9 +35,10 @@ class Shop:
     def lane(self) -> Lane:
         return self.route.lanes[0]
 
-    def add(self, sums: Sums) -> None:
+    def add(self, gateway: str, serial: int, sums: Sums) -> bool:
         """See `registry.Books`."""
-        self.taken.append(sums)
+        self.taken.append((gateway, serial, sums))
+        return serial > 1
 
     def publish(self, **routes: Route) -> None:
         self.gateways.publish(routes)
@@ -118,14 +119,11 @@ def test_one_that_ends_is_forgotten_at_once(shop: Shop) -> None:
     asyncio.run(run())
 
 
-def test_sums_are_taken_once(shop: Shop) -> None:
-    table = shop.gateways.table
-    assert [shop.report(table, serial=serial, sums=SUMS) for serial in (1, 1, 2, 1)] == [True, False, True, False]
-    assert shop.report(table, "another", serial=1, sums=SUMS)
-    shop.now += GONE_S + 1
-    shop.gateways.sweep()
-    assert not shop.report(table, serial=2, sums=SUMS)
-    assert len(shop.taken) == 3
+def test_sums_go_to_the_books(shop: Shop) -> None:
+    """Which say whether they are new."""
+    assert [shop.report(shop.gateways.table, serial=serial, sums=SUMS) for serial in (1, 2)] == [False, True]
+    assert not shop.report(shop.gateways.table, serial=2)
+    assert shop.taken == [("g", 1, SUMS), ("g", 2, SUMS)]
 
 
 def test_the_stream_tells_changes_and_beats(shop: Shop) -> None:

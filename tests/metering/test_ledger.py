@@ -12,15 +12,20 @@ from structlog.testing import capture_logs
 
 from orchestrator.balance.lane import Lane
 from orchestrator.errors import OrchestratorError
-from orchestrator.metering import usage
+from orchestrator.gateway.books import Ours
+from orchestrator.gateway.table import Row, Sums
+from orchestrator.metering import serials, usage
 from orchestrator.metering.gate import Gate
 from orchestrator.metering.meter import reserve
+from orchestrator.metering.serials import Serials
 from orchestrator.metering.usage import Counts, Ledger, Place, Query, grouped
 from orchestrator.metering.usage_book import UsageBook
+from orchestrator.metrics import Metrics
 from orchestrator.reader import peek
 from orchestrator.upstream import Pool, Timeouts
 
 PLACES = st.tuples(st.sampled_from("ab"), st.sampled_from("mn"), st.integers(500_000, 500_050))
+SUMS = Sums(usage=(Row("k", "m", 1, Counts(requests=1)),))
 MINUTE = Timeouts(connect_timeout_s=1, first_byte_timeout_s=1, stream_idle_timeout_s=1, request_timeout_s=1)
 
 
@@ -30,12 +35,14 @@ class Store:
     def __init__(self) -> None:
         self.broken = False
         self.kept: dict[Place, Counts] = {}
+        self.kept_serials: dict[str, int] = {}
 
-    async def add(self, rows: Mapping[Place, Counts]) -> None:
+    async def add(self, rows: Mapping[Place, Counts], serials: Mapping[str, int]) -> None:
         if self.broken:
             raise OrchestratorError("the disk is full")
         for place, counts in rows.items():
             self.kept.setdefault(place, Counts()).add(counts)
+        self.kept_serials.update(serials)
 
     async def rows(self, query: Query, *, rows_max: int) -> list[tuple[Place, Counts]]:
         return list(self.kept.items())
@@ -44,6 +51,9 @@ class Store:
         if self.broken:
             raise OrchestratorError("the disk is full")
         return {"a": 7}
+
+    async def serials(self) -> dict[str, int]:
+        return self.kept_serials
 
 
 class Clock:
@@ -70,6 +80,39 @@ def test_nothing_is_lost_while_the_store_is_away(steps: list[tuple[tuple[str, st
 
     with capture_logs():
         asyncio.run(run())
+
+
+def test_what_a_gateway_counted_is_counted_once_whenever_its_controller_is_killed() -> None:
+    """Its last sums come again, and are new only to one whose store has not kept them."""
+
+    async def run() -> None:
+        store = Store()
+        for new, flushed in ((True, False), (True, True), (False, True)):
+            ledger = Ledger()
+            book = UsageBook(ledger=ledger, gate=Gate(), store=store, clock=Clock())
+            await book.begin()
+            ours = Ours(ledger=ledger, gate=Gate(), metrics=Metrics(), unix=Clock().unix)
+            assert [ours.add("g", 1, SUMS) for _ in range(2)] == [new, False]
+            for store.broken in (True, False) if flushed else ():
+                await book.flush()
+        assert [counts.requests for counts in store.kept.values()] == [1]
+        assert store.kept_serials == {"g": 1}
+
+    with capture_logs():
+        asyncio.run(run())
+
+
+def test_the_memory_for_serials_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serials, "SERIALS_MAX", 3)
+    known = Serials()
+    for number in range(5):
+        known.add(f"g{number}", 1)
+    assert [known.known(f"g{number}", 1) for number in range(5)] == [False, False, True, True, True]
+    taken = known.take()
+    assert (taken, known.take()) == ({"g2": 1, "g3": 1, "g4": 1}, {})
+    known.put_back(taken)
+    known.add("g5", 2)
+    assert known.take() == {"g3": 1, "g4": 1, "g5": 2}
 
 
 def test_the_memory_for_what_is_not_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
