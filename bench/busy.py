@@ -82,19 +82,22 @@ class Busy(Engine):
         self._url = url
 
     def on_message_complete(self) -> None:
-        if self._parser.get_method() == b"POST":
+        if self._url == b"/v1/chat/completions":
             found = CONVERSATION.search(self._body)
             self.conversation = found[1] if found else b""
             self._slots.take(self)
         elif self._url == b"/metrics":
             page = self._slots.page()
             self.answer(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(page), page))
-        else:
+        elif self._parser.get_method() == b"GET":
             super().on_message_complete()
+        else:
+            self.answer(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 
     def answer(self, response: bytes) -> None:
         """Send it, where the client is still there."""
-        self._transport.write(response)
+        if not self._transport.is_closing():
+            self._transport.write(response)
 
 
 async def main() -> None:

@@ -116,7 +116,7 @@ class Play:
         self._counts, self._is_over = False, True
         self.outcome.cpu_s = (cpu_s(tree) - cpu) / self.outcome.requests
         after = await self._counted()
-        self.outcome.cached = (after[1] - before[1]) / (after[0] - before[0])
+        self.outcome.cached = (after[1] - before[1]) / max(after[0] - before[0], 1)
         for task in (arriving, sampling):
             task.cancel()
         async with asyncio.timeout(DRAIN_S):
@@ -222,6 +222,8 @@ def doors(peers: Path | None) -> list[Door]:
 
 def row(door: Door, outcome: Outcome) -> str:
     """Of the README's table."""
+    if len(outcome.latencies_s) < 2 or len(outcome.loads) < 2:
+        return f"| {door.name}, {door.policy} (answered {len(outcome.latencies_s)}) | | | | | |"
     loads = statistics.quantiles(outcome.loads, n=100)
     latencies_s = statistics.quantiles(outcome.latencies_s, n=100)
     failed = f" ({outcome.failed} failed)" if outcome.failed else ""
