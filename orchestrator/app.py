@@ -101,7 +101,7 @@ class Service:
         self._configured = deployments(settings, folder=watched.folder)
         self._lock = InstanceLock(data)
         self._sessions = Sessions(name=f"orchestrator-{instance_id(data)[:8]}", monotonic=self._clock.monotonic)
-        self._keys = KeyRing(settings.auth.keys_file, self._sessions)
+        self._keys = KeyRing(settings.auth.keys_file, self._sessions, counted=settings.usage.enabled)
         self._metrics = Metrics()
         self._events = Broadcast()
         self._request_ids = RequestIds()

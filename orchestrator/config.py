@@ -27,6 +27,7 @@ from orchestrator.settings import (
     ENV_PREFIX,
     IMAGES,
     MODEL_ID,
+    AuthSettings,
     EndpointSettings,
     Lifecycle,
     ModelSettings,
@@ -53,21 +54,29 @@ def load(
     `file` must exist when given; without it ``orchestrator.toml`` in `folder` (default: the current
     one) is read when there. `flags` are ``{section: {key: value}}``. Raises `ConfigError`.
     """
-    folder = folder or Path.cwd()
-    environ = os.environ if environ is None else environ
-    layers = [
-        _read_file(file, folder),
-        _from_environ(_read_dotenv(folder)),
-        _from_environ(environ),
-        flags or {},
-    ]
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = _merge(merged, layer)
+    merged = _merged(file, folder or Path.cwd(), os.environ if environ is None else environ, flags or {})
     try:
         return Settings(**merged)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def load_auth(file: Path | None = None) -> AuthSettings:
+    """As `load`, of ``[auth]`` alone: a key can be revoked whatever is wrong elsewhere."""
+    try:
+        return AuthSettings(**_merged(file, Path.cwd(), os.environ, {}).get("auth", {}))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _merged(
+    file: Path | None, folder: Path, environ: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    layers = [_read_file(file, folder), _from_environ(_read_dotenv(folder)), _from_environ(environ), flags]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    return merged
 
 
 def deployments(

@@ -33,12 +33,13 @@ class KeyRing:
     Raises `ConfigError` when the file is there at start and can't be used.
     """
 
-    def __init__(self, path: Path, sessions: Sessions | None = None) -> None:
-        """`sessions`: the browsers whose cookie stands for a key."""
+    def __init__(self, path: Path, sessions: Sessions | None = None, *, counted: bool = True) -> None:
+        """`sessions`: the browsers whose cookie stands for a key. `counted`: whether usage is, as budgets need it."""
         self._path = path
         self._sessions = sessions
+        self._counted = counted
         self._stamp = stamp(path)
-        self._keys = _read_and_warn(path) if self._stamp else None
+        self._keys = self._read() if self._stamp else None
         self._known: dict[bytes, Key] = {}
         self._ours: dict[bytes, Key] = {}
         self.error = ""
@@ -62,7 +63,7 @@ class KeyRing:
             return
         self._stamp = found
         try:
-            self._keys = _read_and_warn(self._path)
+            self._keys = self._read()
             self.error = ""
         except ConfigError as error:
             self.error = f"the changed key file is not used, the old keys stay in force: {error}"
@@ -90,6 +91,15 @@ class KeyRing:
     def by_digest(self) -> Mapping[str, Key]:
         """The same, by the SHA-256 of their secrets."""
         return self._keys.by_digest if self._keys is not None else {}
+
+    def _read(self) -> Keys:
+        keys = read_keys(self._path)
+        for key in keys.by_digest.values():
+            if key.limits.tokens_per_month and not self._counted:
+                raise ConfigError(f"{self._path}: key {key.name!r}: tokens_per_month needs usage.enabled = true")
+        for name in keys.plain:
+            log.warning("plain_key", key=name, remedy="store its sha256 instead: `orchestrator keys new`")
+        return keys
 
     def _signed_in(self, headers: Headers) -> Key:
         """The key that a browser signed in with, as long as it is in force."""
@@ -119,13 +129,6 @@ def bearer(headers: Headers) -> bytes | None:
         if name == b"x-api-key":
             return value
     return None
-
-
-def _read_and_warn(path: Path) -> Keys:
-    keys = read_keys(path)
-    for name in keys.plain:
-        log.warning("plain_key", key=name, remedy="store its sha256 instead: `orchestrator keys new`")
-    return keys
 
 
 def _unauthorized(message: str) -> ApiError:

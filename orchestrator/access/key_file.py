@@ -4,11 +4,13 @@ is made."""
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -27,6 +29,9 @@ LIMITS = tuple(field.name for field in fields(Limits))
 LIMIT_MAX = 10**15
 PRIORITY_MAX = 10
 SHOWN = ("name", "tenant", "scopes", "models", *LIMITS, "priority", "expires")
+FIELDS = (*SHOWN, "sha256", "key")
+TYPO_RATIO_MIN = 0.8
+"""`difflib`'s likeness from which on an unknown field is taken for a known one, misspelt."""
 NAME_CHARS_MAX = 100
 """Of a key's name, and of a tenant's."""
 WRITE_WAIT_S = 10.0
@@ -80,9 +85,11 @@ def new_key(
     if models:
         entry["models"] = models
     entry |= limits or {}
-    if expires:
+    if expires is not None:
         entry["expires"] = expires
-    _key(path, name, entry)
+    made = _key(path, name, entry)
+    if made.expires_unix is not None and made.expires_unix <= time.time():
+        raise ConfigError(f"key {name!r} would have expired already, at {expires}")
     with _locked(path):
         found = _read(path) if is_there(path) else {"keys": []}
         entries = _entries(found, path)
@@ -152,6 +159,9 @@ def _digest(path: Path, name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _key(path: Path, name: str, entry: Mapping[str, Any]) -> Key:
+    for field in entry.keys() - set(FIELDS):  # notes are welcome, a limit that is none because of a typo is not
+        if meant := difflib.get_close_matches(field, FIELDS, n=1, cutoff=TYPO_RATIO_MIN):
+            raise ConfigError(f"{path}: key {name!r}: unknown field {field!r}; did you mean {meant[0]}?")
     scopes, models = entry.get("scopes"), entry.get("models", ["*"])
     if not isinstance(scopes, list) or not scopes or not all(isinstance(s, str) and s in set(Scope) for s in scopes):
         raise ConfigError(f"{path}: key {name!r}: scopes are some of {', '.join(Scope)}")

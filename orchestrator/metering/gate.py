@@ -17,6 +17,7 @@ from orchestrator.upstream import Headers
 
 RETRY_AFTER_MAX_S = 120
 """OpenAI's SDK does not retry at all where Retry-After says more."""
+USED_UP = "insufficient_quota"
 BUSY_S = 1
 """Retry-After where another request of the key has to end first: nobody knows when."""
 
@@ -31,11 +32,10 @@ class Leave(msgspec.Struct, gc=False):
 
     def settle(self, tokens: int, now: float) -> None:
         """It ended, and took so many tokens."""
-        more = tokens - self.tokens
         if self.key is not None:
-            self.key.settle(more, now)
+            self.key.settle(self.tokens, tokens, now)
         if self.model is not None:
-            self.model.settle(more, now)
+            self.model.settle(self.tokens, tokens, now)
 
     def take_back(self, now: float) -> None:
         """It was refused for another reason: it counts for nothing."""
@@ -112,7 +112,10 @@ class Gate:
             message = f"the key's budget of {limits.tokens_per_month} tokens a month is used up: {spent} spent"
             wait_s = math.ceil(self._month_ends_unix - unix)
             headers = {"retry-after": str(wait_s), "x-should-retry": "false"}
-            raise self._refusal(key, "month", message, headers, code="insufficient_quota")
+            raise self._refusal(key, "month", message, headers, code=USED_UP)
+        if spent + used.reserved >= limits.tokens_per_month:
+            message = f"what the key has in hand may use up its budget of {limits.tokens_per_month} tokens a month"
+            raise self._refusal(key, "month", message, {"retry-after": str(BUSY_S)})
 
     def _exceeded(self, key: Key, whose: str, used: Used, tokens: int, now: float, told: bytes) -> ApiError:
         short = used.short(tokens, now)
@@ -128,7 +131,7 @@ class Gate:
     ) -> ApiError:
         """OpenAI's `type` of a used-up budget is its code."""
         self.refusals[key.name, limit] += 1
-        kind = code if limit == "month" else None
+        kind = code if code == USED_UP else None
         return ApiError(429, message, code=code, kind=kind, headers=headers)
 
 

@@ -69,12 +69,14 @@ class Used:
         "_told_with",
         "in_flight",
         "limits",
+        "reserved",
     )
 
     def __init__(self) -> None:
         self._requests_at = self._tokens_at = 0.0
         self._told_with: Used | None = None
-        self.in_flight = 0
+        self.in_flight = self.reserved = 0
+        """Requests in hand, and the tokens that these reserved."""
         self.limit(NONE)
 
     def limit(self, limits: Limits) -> None:
@@ -99,18 +101,20 @@ class Used:
             return False
         self._requests_at, self._tokens_at = requests_at, tokens_at
         self.in_flight += 1
+        self.reserved += tokens
         return True
 
-    def settle(self, more: int, now: float) -> None:
-        """A request ended that took `more` tokens than it reserved, or less than nothing fewer."""
+    def settle(self, reserved: int, took: int, now: float) -> None:
+        """A request ended: how many tokens it reserved, and took."""
         self.in_flight -= 1
+        self.reserved -= reserved
         tokens_at = self._tokens_at
-        self._tokens_at = (tokens_at if tokens_at > now else now) + more * self._token_s
+        self._tokens_at = (tokens_at if tokens_at > now else now) + (took - reserved) * self._token_s
 
     def take_back(self, tokens: int, now: float) -> None:
         """A request that reserved `tokens` counts for nothing."""
         self._requests_at = max(self._requests_at, now) - self._request_s
-        self.settle(-tokens, now)
+        self.settle(tokens, 0, now)
 
     def short(self, tokens: int, now: float) -> Short | None:
         """The rate that has too little for a request that reserves `tokens`; None: none."""

@@ -20,6 +20,7 @@ from orchestrator.reader import Peek
 
 BYTES_PER_TOKEN = 4
 """OpenAI's rule of thumb for English text. What is reserved by it is corrected when the answer ends."""
+NUMBER_DIGITS_MAX = 9
 STREAMS_WITH_OPTIONS = (b"/v1/chat/completions", b"/v1/completions")
 """The paths whose streams report usage only where `stream_options` ask for it."""
 
@@ -66,7 +67,7 @@ class Meter:
         if limits.request_bytes_max and body_bytes > limits.request_bytes_max:
             message = f"the key's requests have at most {limits.request_bytes_max} bytes"
             raise ApiError(413, message, code="request_too_large")
-        by_tokens = limits.tokens_per_minute or deployment.limits.tokens_per_minute
+        by_tokens = limits.tokens_per_minute or limits.tokens_per_month or deployment.limits.tokens_per_minute
         reserved = reserve(asked, body_bytes) if by_tokens else 0
         now = self.monotonic()
         leave = self.gate.enter(key, deployment, reserved, now, self.unix())
@@ -280,6 +281,11 @@ def reserve(asked: Peek, body_bytes: int) -> int:
 
 
 def _number(raw: msgspec.Raw) -> int:
-    """What is not a number is the engine's to refuse."""
+    """As engines read it: a number in quotes, too, or one with a point. What is none is the engine's to refuse."""
     text = bytes(raw)
-    return int(text) if text.isdigit() and len(text) <= 9 else 0
+    if text.isdigit() and len(text) <= NUMBER_DIGITS_MAX:
+        return int(text)
+    try:
+        return int(min(max(float(text.strip(b'"')), 0.0), 10.0**NUMBER_DIGITS_MAX))
+    except ValueError:
+        return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from orchestrator.metering.usage_book import UsageBook
 from orchestrator.model import Scope
 from orchestrator.ports import UsageStore
 
+PARAMETERS = ("by", "from", "to", "key", "model", "format")
 BY_DEFAULT = "key,model,day"
 ROWS_MAX = 100_000
 """Of an answer, before models that the key may not see are left out."""
@@ -71,6 +73,9 @@ class UsageApi:
 
 def _query(request: Request, key: Key) -> Query:
     asked = request.query_params
+    if unknown := asked.keys() - set(PARAMETERS):
+        text = f"there is no {min(unknown)[:40]!r}; there are {', '.join(PARAMETERS)}"
+        raise ApiError(400, text, param=min(unknown)[:40], code="unknown_parameter")
     by = tuple(name for name in asked.get("by", BY_DEFAULT).split(",") if name)
     if not set(by) <= set(GROUPS) or len(set(by)) < len(by) or {"day", "hour"} <= set(by):
         text = "by is some of key, model, and day or hour, with commas"
@@ -80,15 +85,15 @@ def _query(request: Request, key: Key) -> Query:
         raise ApiError(403, "this key sees its own usage only", code="insufficient_scope", param="key")
     return Query(
         by=by,
-        first_hour=_hour(asked.get("from"), "from", 0),
-        end_hour=_hour(asked.get("to"), "to", ENDLESS_HOUR),
+        first_hour=_hour(asked.get("from"), "from", 0, math.floor),
+        end_hour=_hour(asked.get("to"), "to", ENDLESS_HOUR, math.ceil),
         key=asked.get("key") if all_keys else key.name,
         model=asked.get("model"),
     )
 
 
-def _hour(text: str | None, param: str, default: int) -> int:
-    """The hour of a time: `from` includes it, `to` does not."""
+def _hour(text: str | None, param: str, default: int, rounded: Callable[[float], int]) -> int:
+    """The hour of a time: an hour that `from` or `to` lies in counts whole, one that begins at `to` does not."""
     if text is None:
         return default
     try:
@@ -97,7 +102,7 @@ def _hour(text: str | None, param: str, default: int) -> int:
     except (ValueError, OverflowError):
         message = f"{param} is a day or a time as 2027-01-31 or 2027-01-31T12:00:00Z"
         raise ApiError(400, message, param=param, code="invalid_value") from None
-    return min(max(int(unix // HOUR_S), 0), ENDLESS_HOUR)
+    return min(max(rounded(unix / HOUR_S), 0), ENDLESS_HOUR)
 
 
 def _columns(by: tuple[str, ...], sums: Mapping[tuple[str, ...], Counts]) -> dict[str, list[Any]]:

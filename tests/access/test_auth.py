@@ -184,6 +184,25 @@ def test_changes_keep_what_they_do_not_know(tmp_path: Path) -> None:
     assert list_keys(path) == [{"name": "a", "scopes": ["realtime"], "max_concurrent": 8}]
 
 
+@pytest.mark.parametrize("field", ["request_per_minute", "scope", "max_concurrency", "token_per_month"])
+def test_a_misspelt_field_is_no_note(tmp_path: Path, field: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown field '{field}'; did you mean"):
+        KeyRing(file(tmp_path / "keys", {**entry(), field: 5}))
+
+
+def test_a_budget_needs_usage_to_be_counted(tmp_path: Path) -> None:
+    path = file(tmp_path / "keys", entry(tokens_per_month=5))
+    assert KeyRing(path).in_force()
+    with pytest.raises(ConfigError, match=r"usage\.enabled"):
+        KeyRing(path, counted=False)
+
+
+@pytest.mark.parametrize("expires", ["", "2020-01-31T00:00:00Z"])
+def test_no_key_is_made_that_never_expires_by_mistake_or_has_expired(tmp_path: Path, expires: str) -> None:
+    with pytest.raises(ConfigError, match="expire"):
+        new_key(tmp_path / "keys", "a", [Scope.ADMIN], models=[], expires=expires)
+
+
 def test_keys_made_at_once_are_all_kept(tmp_path: Path) -> None:
     path, names = tmp_path / "keys", [f"k{i}" for i in range(16)]
     threads = [

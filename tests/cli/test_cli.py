@@ -116,6 +116,13 @@ def test_unknown_model_is_1(tmp_path: Path, running: Service) -> None:
 
 
 @pytest.mark.slow
+def test_a_key_is_revoked_whatever_is_wrong_elsewhere(tmp_path: Path) -> None:
+    assert orc(tmp_path, "keys", "new", "ci", "--scope", "realtime").returncode == 0
+    (tmp_path / "orchestrator.toml").write_text('[models."a/b"]\nbogus = 1\n')
+    assert orc(tmp_path, "ps").returncode == 2
+    assert orc(tmp_path, "keys", "revoke", "ci").returncode == 0
+
+
 def test_keys_make_list_use_and_revoke(tmp_path: Path) -> None:
     """The secret is shown once, kept as a digest, works at once, and stops working within seconds."""
     made = orc(tmp_path, "keys", "new", "ci", "--scope", "realtime", "--model", "acme/*")

@@ -169,7 +169,7 @@ def test_a_replicas_gpu_seconds_are_shared_out_whole(steps: list[tuple[float, bo
         ('"max_tokens": null', 0),
         ('"max_tokens": "many", "n": {}', 0),
         ('"max_tokens": -5', 0),
-        ('"max_tokens": 99999999999999999999', 0),
+        ('"max_tokens": 99999999999999999999', 10**9),
     ],
 )
 def test_what_is_reserved(fields: str, tokens: int) -> None:

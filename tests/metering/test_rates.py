@@ -13,7 +13,9 @@ from orchestrator.access.key import Key
 from orchestrator.errors import ApiError
 from orchestrator.metering.gate import RETRY_AFTER_MAX_S, Gate, fields_of, month_end_unix, month_start_unix
 from orchestrator.metering.limits import NONE, WINDOW_S, Limits, Used, duration
+from orchestrator.metering.meter import reserve
 from orchestrator.model import Deployment, EngineKind, Scope
+from orchestrator.reader import peek
 
 PER_MINUTE = st.integers(1, 10**6)
 STEPS = st.lists(st.tuples(st.floats(0, 90), st.integers(1, 50)), max_size=60)
@@ -73,7 +75,7 @@ def test_waits_are_honest(per_minute: int, steps: list[tuple[float, int]]) -> No
 def test_what_was_reserved_is_corrected(per_minute: int, reserved: int, real: int) -> None:
     corrected, plain = used(tokens_per_minute=per_minute), used(tokens_per_minute=per_minute)
     assert corrected.take(reserved, 50.0)
-    corrected.settle(real - reserved, 50.0)
+    corrected.settle(reserved, real, 50.0)
     assert plain.take(real, 50.0)
     assert left(corrected, b"tokens", 50.0) == pytest.approx(left(plain, b"tokens", 50.0), abs=1)
 
@@ -196,12 +198,34 @@ def test_a_months_budget() -> None:
     december = datetime(2026, 12, 31, 23, 0, tzinfo=UTC).timestamp()
     gate, who = Gate(), key(tokens_per_month=100)
     gate.begin_month({"a": 60}, december)
-    assert gate.enter(who, model(), 10**6, 0.0, december), "what it has not spent it may spend"
+    leave = gate.enter(who, model(), 10**6, 0.0, december)
+    assert leave is not None, "what it has not spent it may spend"
+    leave.settle(40, 0.0)
     gate.spend("a", 40, december)
     told = refused(gate, who, model(), unix=december)
     assert (told.code, told.kind) == ("insufficient_quota", "insufficient_quota")
     assert told.headers == {"retry-after": "3600", "x-should-retry": "false"}
     assert gate.enter(who, model(), 0, 0.0, december + 3600)
+
+
+def test_what_is_in_hand_counts_for_a_months_budget() -> None:
+    """Or a burst would spend it many times."""
+    gate, who = Gate(), key(tokens_per_month=100)
+    gate.begin_month({}, 0.0)
+    leaves = [gate.enter(who, model(), 50, 0.0, 0.0) for _ in range(2)]
+    told = refused(gate, who, model(), 1)
+    assert (told.code, told.headers["retry-after"]) == ("rate_limit_exceeded", "1")
+    assert leaves[0] is not None
+    leaves[0].settle(5, 0.0)
+    gate.spend("a", 5, 0.0)
+    assert gate.enter(who, model(), 1, 0.0, 0.0), "it took less than it reserved"
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"), [("64", 64), ('"64"', 64), ("64.0", 64), ("1e30", 10**9), ("-5", 0), ("null", 0), ('"x"', 0)]
+)
+def test_a_length_is_reserved_however_it_is_written(said: str, tokens: int) -> None:
+    assert reserve(peek(f'{{"model": "m", "max_tokens": {said}}}'.encode()), 0) == tokens
 
 
 @given(st.datetimes(datetime(1971, 1, 1), datetime(2200, 1, 1)))

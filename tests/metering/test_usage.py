@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,18 @@ def test_queries_are_judged(shared: Service, query: dict[str, str]) -> None:
     assert answer.json()["error"]["code"] == "invalid_value"
 
 
+def test_an_unknown_parameter_is_not_passed_over(shared: Service) -> None:
+    with client(shared) as operator:
+        answer = operator.get("/api/usage", params={"days": "7"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
 def test_a_span_of_time(shared: Service) -> None:
     post(shared, "a", "m")
     (today,) = {one["day"] for one in usage(shared, by="day")}
     assert usage(shared, by="day", **{"from": today})
     assert usage(shared, by="day", to=today) == []
+    assert usage(shared, by="day", to=datetime.now(UTC).isoformat()), "the hour that it is counts"
     assert all(one["hour"].startswith(today) for one in usage(shared, by="hour"))
 
 
