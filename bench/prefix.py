@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -218,6 +219,7 @@ def row(door: Door, outcome: Outcome) -> str:
 
 def main() -> int:
     """Print the table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends with us
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", type=int, default=3)
     parser.add_argument("--cache-tokens", type=int, default=8192, help="of each engine")

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -236,6 +237,7 @@ def row(door: Door, outcome: Outcome) -> str:
 
 def main() -> int:
     """Print the table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends with us
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="a folder to look for peers' programs in, such as an env's bin")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each subject, after its warm-up")
