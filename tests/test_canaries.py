@@ -54,7 +54,7 @@ def looked_at(running: Service, client: httpx.Client) -> Iterator[tuple[str, str
     for method, path in TABLE:
         if method != "GET":
             continue
-        address = path.format(model=MODEL, replica=replica, name="none", store="vs_none")
+        address = path.format(model=MODEL, replica=replica, name="none", store="vs_none", page="none")
         for accept in ("application/json", "text/html"):
             with client.stream("GET", address, headers={"accept": accept}) as answer:
                 body = next(answer.iter_text()) if path in STREAMS else answer.read().decode()

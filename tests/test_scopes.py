@@ -87,6 +87,7 @@ TABLE: dict[tuple[str, str], frozenset[Scope]] = {
     ("POST", "/dashboard/stores/{store}/files"): WRITE,
     ("GET", "/dashboard/search"): READ,
     ("GET", "/dashboard/chat"): ASK,
+    ("GET", "/dashboard/{page}"): ANY,
 }
 LIST_ROUTES = """
 import json, os
@@ -132,7 +133,7 @@ def test_a_key_does_what_its_scopes_say(
     running, clients = keyed
     scopes, address = (
         TABLE[method, path],
-        path.format(model="acme/none", replica="none", server="none", name="none", store="vs_none"),
+        path.format(model="acme/none", replica="none", server="none", name="none", store="vs_none", page="none"),
     )
     with running.client(accept="application/json") as nobody:
         assert (status(nobody, method, address) == 401) is bool(scopes)

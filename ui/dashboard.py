@@ -9,15 +9,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.access.auth import KeyRing
+from orchestrator.access.key import Key
 from orchestrator.access.sessions import Sessions
 from orchestrator.errors import ApiError
+from orchestrator.model import Scope
 from orchestrator.ports import Clock
 from ui.chat import ChatPage
 from ui.documents import DocumentPages
 from ui.events import Board
 from ui.models import ModelPages
 from ui.operations import OperationsPages
-from ui.pages import HOME, STATIC, Pages
+from ui.pages import HOME, STATIC, Page, Pages
 from ui.ports import Doors, Meters, Plane
 from ui.pulse import SAMPLE_S, Pulse
 from ui.routes import View, routes
@@ -62,7 +64,8 @@ class Dashboard:
 
     def views(self) -> list[View]:
         """The pages that need a key."""
-        return [view for part in self._parts for view in part.views()]
+        unknown = View(f"{HOME}/{{page:path}}", "GET", tuple(Scope), _unknown)
+        return [*(view for part in self._parts for view in part.views()), unknown]
 
     def routes(self) -> list[Route]:
         """All of them, each with the scope that it needs."""
@@ -100,3 +103,8 @@ class Dashboard:
         if found is None:
             raise ApiError(404, "no such file", code="not_found")
         return found
+
+
+async def _unknown(request: Request, key: Key) -> Page:
+    """Whatever else is asked for under `HOME`."""
+    raise ApiError(404, "there is no such page", code="not_found")

@@ -1,7 +1,7 @@
 """Live pages: what changes is drawn once, and sent to everybody who looks at it, as server-sent events of HTML.
 
 Events: ``paint`` (elements that take the place of those with their ids), ``stale`` (the page has other parts now: load
-it anew), ``ended`` (the key is not valid any more).
+it anew), ``ended`` (there is no session any more, or its key is not valid: load it anew, which leads to the form).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PAINT_S_MIN = 0.25
 """Changes of phase are shown at once, but not more often than this."""
 ADMITTED_S = 3.0
 """How often a viewer's key is looked at anew."""
+ENDED = b"event: ended\ndata:\n\n"
 KEEP_ALIVE_S = 15.0
 VIEWERS_MAX = 200
 
@@ -145,7 +146,7 @@ class Board:
             except TimeoutError:
                 quiet_s += ADMITTED_S
             if not admitted():
-                yield b"event: ended\ndata:\n\n"
+                yield ENDED
                 return
 
     async def _paint(self, look: Look, channel: _Channel) -> None:

@@ -117,6 +117,7 @@ class Pages:
         context = {
             "title": page.title,
             "tabs": [tab for tab in TABS if key is not None and may(key, *tab.scopes)],
+            "home": HOME if key is None else first_page(key),
             "here": request.url.path,
             "who": key,
             "admin": key is not None and may(key),
@@ -153,6 +154,11 @@ class Pages:
 def may(key: Key, *scopes: Scope) -> bool:
     """Whether the key has one of the scopes, or `admin`, which may do everything."""
     return Scope.ADMIN in key.scopes or not key.scopes.isdisjoint(scopes)
+
+
+def first_page(key: Key) -> str:
+    """The first of the navigation that the key may see; `HOME` where there is none, which says why."""
+    return next((tab.path for tab in TABS if may(key, *tab.scopes)), HOME)
 
 
 def wants_json(request: Request) -> bool:

@@ -15,6 +15,7 @@ from orchestrator.errors import ApiError
 from orchestrator.json_response import Json as JsonAnswer
 from orchestrator.model import Scope
 from orchestrator.reader import ClientGone
+from ui.events import ENDED
 from ui.pages import HOME, PAGE_FIELDS, Page, Pages, wants_json
 from ui.sign_in import SignIn
 
@@ -63,6 +64,8 @@ def routes(views: Iterable[View], pages: Pages, keys: KeyRing, sign_in: SignIn) 
         return Route(view.path, answer, methods=[view.method])
 
     def _refused(request: Request, key: Key | None, error: ApiError) -> Response:
+        if error.status == 401 and hears_events(request):
+            return Response(ENDED, media_type="text/event-stream", headers=PAGE_FIELDS)
         if error.status == 401:
             return sign_in.ask(request)
         data = {"status": error.status, "message": error.message, "code": error.code}
@@ -70,3 +73,8 @@ def routes(views: Iterable[View], pages: Pages, keys: KeyRing, sign_in: SignIn) 
         return pages.answer(request, key, page)
 
     return [guarded(view) for view in views]
+
+
+def hears_events(request: Request) -> bool:
+    """Whether an ``EventSource`` asks: of any answer but a stream it only learns that it failed."""
+    return "text/event-stream" in request.headers.get("accept", "")

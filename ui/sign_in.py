@@ -15,7 +15,7 @@ from orchestrator.access.sessions import SESSION_S, Sessions
 from orchestrator.errors import ApiError
 from orchestrator.model import Scope
 from orchestrator.reader import read_body
-from ui.pages import HOME, PAGE_FIELDS, Page, Pages
+from ui.pages import HOME, PAGE_FIELDS, Page, Pages, first_page
 
 FORM_BYTES_MAX = 16 * 2**10
 SIGN_IN = f"{HOME}/sign-in"
@@ -40,7 +40,7 @@ class SignIn:
         if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return self._to(SIGN_IN)
         if "key" in query:
-            return self._begin(request, self._by_key(query["key"]), HOME)
+            return self._by_key(request, query["key"], HOME)
         return self._begin(request, self._sessions.follow_link(query["token"]), HOME)
 
     async def show(self, request: Request) -> Response:
@@ -57,7 +57,7 @@ class SignIn:
     async def sign_in(self, request: Request) -> Response:
         """The form."""
         fields = await form(request)
-        return self._begin(request, self._by_key(fields.get("key", "")), _local(fields.get("next", "")))
+        return self._by_key(request, fields.get("key", ""), _local(fields.get("next", "")))
 
     async def sign_out(self, request: Request) -> Response:
         """The end of a session."""
@@ -66,19 +66,24 @@ class SignIn:
         answer.delete_cookie(self._sessions.cookie, path="/", httponly=True, samesite="strict")
         return answer
 
-    def _by_key(self, secret: str) -> str | None:
-        """A session's cookie for a key of the file."""
+    def _by_key(self, request: Request, pasted: str, target: str) -> Response:
+        """A session for a key of the file. One that may not see `HOME` begins on the first page that it may see."""
+        secret = pasted.strip()
         if self._keys.open:
-            return None
+            return self._begin(request, None, target)
         try:
-            self._keys.admit([(b"x-api-key", secret.encode("utf-8", "surrogateescape"))], *Scope)
+            key = self._keys.admit([(b"x-api-key", secret.encode("utf-8", "surrogateescape"))], *Scope)
         except ApiError:
-            return None
-        return self._sessions.begin(digest_of(secret))
+            return self._begin(request, None, target)
+        seen = first_page(key) if target == HOME else target
+        return self._begin(request, self._sessions.begin(digest_of(secret)), seen)
 
     def _begin(self, request: Request, value: str | None, target: str) -> Response:
+        if value is None and self._keys.open:
+            return self._to(HOME)
         if value is None:
-            return self._to(HOME if self._keys.open else f"{SIGN_IN}?failed=1")
+            back = {} if target == HOME else {"next": target}
+            return self._to(f"{SIGN_IN}?{urlencode({'failed': 1, **back})}")
         answer = self._to(target)
         forwarded = request.headers.get("x-forwarded-proto", "")
         answer.set_cookie(

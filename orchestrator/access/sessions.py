@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ from orchestrator.upstream import Headers
 
 SESSION_S = 12 * 3600.0
 """A working day; then the browser signs in anew."""
+SESSIONS_OF_KEY_MAX = 100
+"""Beyond it the key's own oldest ends: nobody signs others out."""
 SESSIONS_MAX = 1000
-"""Beyond it the oldest ends."""
+"""Beyond it the oldest ends of the key that has the most."""
 LINK_S = 600.0
 """How long the sign-in link of ``serve`` holds."""
 TOKEN_BYTES = 32
@@ -46,8 +49,7 @@ class Sessions:
         """A new session for the key with that digest; returns the cookie's value."""
         now = self._monotonic()
         self._sessions = {key: session for key, session in self._sessions.items() if now < session.ends_at}
-        while len(self._sessions) >= SESSIONS_MAX:
-            del self._sessions[next(iter(self._sessions))]
+        self._make_room(secret_digest)
         value = secrets.token_urlsafe(TOKEN_BYTES)
         self._sessions[digest_of(value)] = Session(secret_digest, now + SESSION_S)
         return value
@@ -80,6 +82,17 @@ class Sessions:
             return None
         self._link = None
         return self.begin(None)
+
+    def _make_room(self, secret_digest: str | None) -> None:
+        """For one more session of the key with that digest."""
+        held = Counter(session.digest for session in self._sessions.values())
+        if held[secret_digest] >= SESSIONS_OF_KEY_MAX:
+            loser = secret_digest
+        elif len(self._sessions) >= SESSIONS_MAX:
+            loser = held.most_common(1)[0][0]
+        else:
+            return
+        del self._sessions[next(value for value, session in self._sessions.items() if session.digest == loser)]
 
     def _value(self, headers: Headers) -> str | None:
         for name, value in headers:

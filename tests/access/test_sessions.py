@@ -9,7 +9,7 @@ import pytest
 from orchestrator.access.auth import KeyRing
 from orchestrator.access.key import digest_of
 from orchestrator.access.key_file import new_key, revoke_key
-from orchestrator.access.sessions import LINK_S, SESSION_S, SESSIONS_MAX, Sessions
+from orchestrator.access.sessions import LINK_S, SESSION_S, SESSIONS_MAX, SESSIONS_OF_KEY_MAX, Sessions
 from orchestrator.errors import ApiError
 from orchestrator.model import Scope
 from orchestrator.upstream import Headers
@@ -57,10 +57,22 @@ def test_a_browser_signs_out_alone(sessions: Sessions) -> None:
     assert sessions.find(sent(other)) is not None
 
 
-def test_sessions_are_bounded_and_the_oldest_goes(sessions: Sessions) -> None:
-    values = [sessions.begin("a") for _ in range(SESSIONS_MAX + 1)]
+def test_sessions_of_a_key_are_bounded_and_its_oldest_goes(sessions: Sessions) -> None:
+    other = sessions.begin("b")
+    values = [sessions.begin("a") for _ in range(SESSIONS_OF_KEY_MAX + 1)]
     assert sessions.find(sent(values[0])) is None
     assert sessions.find(sent(values[1])) is not None
+    assert sessions.find(sent(other)) is not None
+
+
+def test_all_sessions_are_bounded_and_whoever_has_most_loses_one(sessions: Sessions) -> None:
+    """Many keys together sign out none that has few."""
+    other = sessions.begin("other")
+    keys = [f"key {number}" for number in range(2 * SESSIONS_MAX // SESSIONS_OF_KEY_MAX)]
+    values = [sessions.begin(key) for key in keys for _ in range(SESSIONS_OF_KEY_MAX)]
+    found = [value for value in (other, *values) if sessions.find(sent(value)) is not None]
+    assert len(found) == SESSIONS_MAX
+    assert found[0] == other and found[-1] == values[-1]
 
 
 def test_nothing_that_could_be_sent_is_kept(sessions: Sessions) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -43,14 +44,27 @@ class Stage:
     proxy: FaultProxy
     browser: Browser
     secret: str
+    talker: str
+    """The secret of a key that may only use models."""
 
     def sign_in(self, watched: Watched) -> Page:
         """By the form."""
         page = watched.open("")
-        page.get_by_label("API key").fill(self.secret)
-        page.get_by_role("button", name="Sign in").click()
+        enter(page, self.secret)
         expect(page.get_by_role("heading", name="Models", level=1)).to_be_visible()
         return page
+
+    def forget(self, watched: Watched) -> None:
+        """The service forgets the window's session, as a new start of it does; the window still has its cookie."""
+        cookies = {one["name"]: one["value"] for one in watched.context.cookies()}
+        with httpx.Client(base_url=self.running.url, cookies=cookies) as other:
+            assert other.post("/dashboard/sign-out").status_code == 303
+
+
+def enter(page: Page, secret: str) -> None:
+    """Fill in the form."""
+    page.get_by_label("API key").fill(secret)
+    page.get_by_role("button", name="Sign in").click()
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +72,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("browser")
     secret = new_key(folder / "auth.keys.json", "ada", list(Scope), models=[], expires=None)
     new_key(folder / "auth.keys.json", "<script>alert(1)</script>", [Scope.MONITOR], models=[], expires=None)
+    talker = new_key(folder / "auth.keys.json", "talker", [Scope.REALTIME], models=[], expires=None)
     nvml = StubNvml(folder)
     nvml.write(gpu(0, used_mib=20_000), gpu(1, used_mib=0))
     with (
@@ -66,7 +81,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         running_browser() as browser,
     ):
         proxy = FaultProxy(int(running.url.rpartition(":")[2]))
-        yield Stage(running, proxy, browser, secret)
+        yield Stage(running, proxy, browser, secret, talker)
         proxy.close()
 
 
@@ -181,6 +196,67 @@ def test_a_page_reconnects_by_itself_and_says_so(stage: Stage) -> None:
         stage.proxy.up()
         expect(line).to_have_text("live")
         watched.faults.clear()  # of the lost connection, which the browser tells, too
+
+
+def test_a_page_whose_session_ended_while_it_was_cut_off_leads_to_the_form_and_back(stage: Stage) -> None:
+    with visitor(stage.browser, stage.proxy.url) as watched:
+        stage.sign_in(watched)
+        page = watched.open("/requests?model=all")
+        expect(page.locator("#line")).to_have_text("live")
+        stage.proxy.refuse()
+        expect(page.locator("#line")).to_contain_text("reconnecting")
+        stage.forget(watched)
+        stage.proxy.up()
+        enter(page, stage.secret)
+        expect(page.locator("#line")).to_have_text("live")
+        assert page.url.endswith("/dashboard/requests?model=all")
+        watched.faults.clear()  # of the lost connection
+
+
+def test_chat_without_a_session_asks_to_sign_in(stage: Stage) -> None:
+    with visitor(stage.browser, stage.proxy.url) as watched:
+        page = watched.open(f"/chat?model={ECHO}")
+        enter(page, stage.talker)
+        page.get_by_label("Message").fill("What is the capital of France?")
+        stage.forget(watched)
+        page.get_by_label("Message").press("Enter")
+        answer = page.locator("[data-talk] li[data-role=assistant]")
+        expect(answer).to_contain_text("You are signed out.")
+        screenshot(page, "chat-signed-out")
+        answer.get_by_role("link", name="Sign in").click()
+        enter(page, stage.talker)
+        expect(page.get_by_label("Message")).to_be_visible()
+        assert page.url.endswith(f"/dashboard/chat?model={ECHO}")
+        (fault,) = watched.faults
+        assert "401" in fault
+        watched.faults.clear()
+
+
+def test_a_button_without_a_session_leads_to_the_form(stage: Stage) -> None:
+    with visitor(stage.browser, stage.proxy.url) as watched:
+        page = stage.sign_in(watched)
+        stage.proxy.hang()  # so that the page does not hear of it first
+        stage.forget(watched)
+        card(page, ECHO).get_by_role("button", name="Pin").click()
+        stage.proxy.up()
+        expect(page.get_by_label("API key")).to_be_visible()
+        watched.faults.clear()
+
+
+def test_a_log_that_is_followed_without_a_session_leads_to_the_form(stage: Stage) -> None:
+    with visitor(stage.browser, stage.proxy.url) as watched:
+        page = stage.sign_in(watched)
+        card(page, ECHO).get_by_role("button", name="Pin").click()
+        expect(card(page, ECHO)).to_have_attribute("data-phase", "ready")
+        card(page, ECHO).get_by_role("link", name="Log").click()
+        expect(page.locator("[data-line]")).to_have_text("live")
+        stage.proxy.refuse()
+        expect(page.locator("[data-line]")).to_contain_text("reconnecting")
+        stage.forget(watched)
+        stage.proxy.up()
+        enter(page, stage.secret)
+        expect(page.locator("[data-line]")).to_have_text("live")
+        watched.faults.clear()  # of the lost connection
 
 
 def test_a_server_is_drained_and_taken_back(stage: Stage) -> None:

@@ -46,10 +46,14 @@ on("htmx:sseError", () => say("lost", "connection lost, reconnecting …"));
 on("htmx:sseBeforeMessage", tick);
 on("htmx:oobAfterSwap", tick);
 
+// Who is signed out is led to the form by the page itself, and back.
+const askAnew = () => location.reload();
+const SIGNED_OUT = 401;
+
 // Events of ours that are no content: htmx hands over its source once it is open.
 on("htmx:sseOpen", ({ detail }) => {
-  detail.source.addEventListener("stale", () => location.reload());
-  detail.source.addEventListener("ended", () => location.assign("/dashboard/sign-in"));
+  detail.source.addEventListener("stale", askAnew);
+  detail.source.addEventListener("ended", askAnew);
 });
 
 function toast(text) {
@@ -58,14 +62,21 @@ function toast(text) {
   $("#toasts").append(note);
   setTimeout(() => note.remove(), 8000);
 }
-on("htmx:responseError", ({ detail }) => toast(reason(detail.xhr.responseText, detail.xhr.status)));
+on("htmx:responseError", ({ detail: { xhr } }) => {
+  if (xhr.status === SIGNED_OUT) askAnew();
+  else toast(reason(xhr.responseText, xhr.status));
+});
 on("htmx:sendError", () => toast("the service does not answer"));
 on("htmx:configRequest", ({ detail }) => {
   detail.headers.Accept = detail.verb === "get" ? "text/html" : "application/json";
 });
 
 function reason(text, status) {
+  if (status === SIGNED_OUT) return "You are signed out.";
   try { return JSON.parse(text).error.message; } catch { return `it answered ${status}`; }
+}
+async function refusal(response) {
+  return new Error(reason(await response.text(), response.status), { cause: response.status });
 }
 
 for (const select of all("select[data-submits]")) select.addEventListener("change", () => select.form.submit());
@@ -110,7 +121,7 @@ function log(root) {
   }
   async function follow() {
     const response = await fetch(`${root.dataset.log}?follow=1&tail_bytes=262144`);
-    if (!response.ok) throw new Error(reason(await response.text(), response.status));
+    if (!response.ok) throw await refusal(response);
     [lines, rest] = [[], ""];
     status("live", "live");
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -122,7 +133,8 @@ function log(root) {
     for (;;) {
       try {
         return await follow();
-      } catch {
+      } catch (error) {
+        if (error.cause === SIGNED_OUT) return askAnew();
         status("lost", "connection lost, reconnecting …");
         await new Promise((done) => setTimeout(done, RETRY_MS));
       }
@@ -193,6 +205,15 @@ function chat(root) {
     line.textContent = words;
     if (failed) item.dataset.failed = "";
     item.append(line);
+    return line;
+  }
+  function fail(item, error) {
+    const line = meta(item, error.message, true);
+    if (error.cause !== SIGNED_OUT) return;
+    const link = document.createElement("a");
+    link.href = `/dashboard/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`;
+    link.textContent = "Sign in";
+    line.append(" ", link);
   }
 
   async function answer(item) {
@@ -200,7 +221,7 @@ function chat(root) {
     const headers = { "content-type": "application/json", prefer: `wait=${root.dataset.hold}, progress` };
     const body = JSON.stringify({ model: root.dataset.model, messages, stream: true, stream_options: { include_usage: true } });
     const response = await fetch("/v1/chat/completions", { method: "POST", headers, body, signal: running.signal });
-    if (!response.ok) throw new Error(reason(await response.text(), response.status));
+    if (!response.ok) throw await refusal(response);
     const said = $("p", item);
     let first = 0, usage = null;
     for await (const [field, value] of events(response)) {
@@ -236,7 +257,8 @@ function chat(root) {
     try {
       messages.push({ role: "assistant", content: await answer(item) });
     } catch (error) {
-      meta(item, error.name === "AbortError" ? "stopped" : error.message, error.name !== "AbortError");
+      if (error.name === "AbortError") meta(item, "stopped");
+      else fail(item, error);
       messages.pop();
     } finally {
       wait("");
