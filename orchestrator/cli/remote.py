@@ -319,12 +319,17 @@ def error_of(answer: Any) -> Refused:
     except (ValueError, KeyError, TypeError):
         message = f"it answered {answer.status_code}"
     if answer.status_code in (401, 403):
-        message += f"; set ORCHESTRATOR_API_KEY to a key with the {_scopes(answer.request.url.path)}"
+        message += f"; set ORCHESTRATOR_API_KEY to {_key_for(answer.request.method, answer.request.url.path)}"
     wait = answer.headers.get("retry-after", "")
     return Refused(message, status=answer.status_code, retry_after_s=float(wait) if wait.isdecimal() else None)
 
 
-def _scopes(path: str) -> str:
-    if path.startswith(("/v1/chat/", "/v1/models")):
-        return "scope realtime"
-    return "scope upload" if path.startswith("/v1/") else "scopes monitor and admin"
+def _key_for(method: str, path: str) -> str:
+    """Which key would do."""
+    if path == "/api/usage":
+        return "a valid key, whatever its scopes"
+    if path.startswith("/v1/"):
+        scope = "realtime" if path.startswith(("/v1/chat/", "/v1/models")) else "upload"
+    else:
+        scope = "monitor" if method == "GET" else "admin"
+    return f"a key with the scope {scope}"

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from orchestrator.cli.remote import error_of
 from orchestrator.cli.top import counted
 from tests.cli.test_cli import orc
 from tests.stub import Service, ask, model_table, service
@@ -53,8 +55,8 @@ orchestrator_loop_passes_total 99.0
 @pytest.mark.parametrize(
     ("scopes", "said"),
     [
-        ((), "set ORCHESTRATOR_API_KEY to a key with the scopes monitor and admin"),
-        (("--scope", "realtime"), "set ORCHESTRATOR_API_KEY to a key with the scopes monitor and admin"),
+        ((), "set ORCHESTRATOR_API_KEY to a key with the scope monitor"),
+        (("--scope", "realtime"), "set ORCHESTRATOR_API_KEY to a key with the scope monitor"),
     ],
 )
 def test_a_key_that_may_not_look_is_told_what_to_do(tmp_path: Path, scopes: tuple[str, ...], said: str) -> None:
@@ -62,4 +64,20 @@ def test_a_key_that_may_not_look_is_told_what_to_do(tmp_path: Path, scopes: tupl
     with service(tmp_path, model_table("acme/echo")) as found:
         done = orc(tmp_path, "top", "--url", found.url, ORCHESTRATOR_API_KEY=secret if scopes else "")
     assert done.returncode == 1
-    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stderr.rstrip().endswith(said) and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("GET", "/api/models", "a key with the scope monitor"),
+        ("POST", "/api/models/acme/a/start", "a key with the scope admin"),
+        ("DELETE", "/api/models/acme/a/endpoints/0", "a key with the scope admin"),
+        ("GET", "/api/usage", "a valid key, whatever its scopes"),
+        ("POST", "/v1/files", "a key with the scope upload"),
+        ("POST", "/v1/chat/completions", "a key with the scope realtime"),
+    ],
+)
+def test_who_is_refused_is_told_which_key_would_do(method: str, path: str, said: str) -> None:
+    refused = httpx.Response(401, json={"error": {"message": "no"}}, request=httpx.Request(method, f"http://a{path}"))
+    assert str(error_of(refused)) == f"no; set ORCHESTRATOR_API_KEY to {said}"
