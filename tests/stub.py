@@ -122,7 +122,7 @@ class Service:
             self.process.stdout.close()
         for pid in self.engines():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 9)
+                os.killpg(os.getpgid(pid), 9)  # vLLM's own children hide their environment
 
 
 @contextlib.contextmanager
