@@ -59,7 +59,7 @@ class _Watched(SpanExporter):
         self._exporter = exporter
         self._away = False
         self.taken = 0
-        """Spans that do not wait any more."""
+        """Spans that wait no more: their sending has begun."""
         self.sent = self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -148,7 +148,7 @@ class Traces:
             async with asyncio.timeout(FLUSH_S):
                 await ended.wait()
         except TimeoutError:
-            log.warning("traces_left_behind", spans=self._handed - self._exporter.taken)
+            log.warning("traces_left_behind", spans=self._handed - self._exporter.sent - self._exporter.failed)
 
     def _readable(self, span: Span, offset_s: float) -> ReadableSpan:
         """The SDK would have spans begin and end as they happen, under ids of its own choice. Ours are known at its

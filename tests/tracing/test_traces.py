@@ -279,6 +279,18 @@ def test_without_a_collector_requests_go_on_and_the_end_is_not_held_up(tmp_path:
         assert running.log().count("traces_not_sent") <= 1
 
 
+@pytest.mark.slow
+def test_what_a_silent_collector_never_took_is_counted_at_the_end(tmp_path: Path) -> None:
+    """The batch on its way, too: here it is all there is."""
+    with collector(silent=True) as found:
+        late = {**environ(found.url), "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+        with service(tmp_path, model_table("m"), head=ON, **late) as running:
+            assert httpx.post(running.url + CHAT, json=ask("m")).status_code == 503
+            assert running.end() == 0
+        (left,) = (line for line in running.log().splitlines() if "traces_left_behind" in line)
+        assert json.loads(left)["spans"] == len(found.spans) > 0
+
+
 def test_without_the_extra_the_start_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text(ON)
     hidden = "import sys; sys.modules['opentelemetry'] = None; from orchestrator.cli import main; main()"
