@@ -19,7 +19,7 @@ from tests.stub import WAIT_S, ask, until
 CHAT = "/v1/chat/completions"
 THREADS = 4
 """For each address."""
-PAUSE_S = 0.002
+PAUSE_S = 0.01
 ANSWERED_S = 10 * WAIT_S
 """Most for all that one step waits for."""
 
