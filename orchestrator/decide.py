@@ -96,9 +96,12 @@ def _stopped(demand: Demand) -> bool:
 
 
 def _stopped_one(fleet: Fleet, replica: Replica) -> bool:
-    """Whether it was there when its model was stopped by hand."""
-    stop_at = fleet.demand.get(replica.model, Demand()).stop_at
-    return stop_at is not None and replica.created_at <= stop_at
+    """Whether it was there when its model was stopped by hand. One that was found alive is older than us, and so than
+    any stop that we know of; if somebody has asked since, it will do."""
+    demand = fleet.demand.get(replica.model, Demand())
+    if demand.stop_at is None:
+        return False
+    return replica.created_at <= demand.stop_at or (replica.adopted and _stopped(demand))
 
 
 def _up(deployment: Deployment, fleet: Fleet) -> list[Replica]:

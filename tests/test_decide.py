@@ -49,6 +49,8 @@ def actions(known: Fleet, now: float = 60.0, **settings: Any) -> tuple[Action, .
         (fleet(replica(Phase.STARTING, spec="other")), [Stop]),
         (fleet(replica(Phase.READY), demand=Demand(stop_at=10.0)), [Drain]),
         (fleet(replica(Phase.READY, created_at=20.0), demand=Demand(stop_at=10.0)), []),
+        (fleet(replica(Phase.READY, created_at=20.0, adopted=True), demand=Demand(stop_at=10.0)), [Drain]),
+        (fleet(replica(Phase.READY, created_at=20.0, adopted=True), demand=Demand(stop_at=10.0, asked_at=11.0)), []),
         (fleet(replica(Phase.READY, "a"), replica(Phase.READY, "b", created_at=1.0)), [Drain]),
     ],
 )
