@@ -322,7 +322,7 @@ class Service:
         scheduler = self._scheduler()
         try:
             await started.wait()
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # servers that are slow to answer come later
                 await asyncio.wait_for(looked.wait(), FIRST_LOOK_S)
             await self._library.begun()
             yield

@@ -275,7 +275,7 @@ class Ride:
     def _take_app(self, error: UpstreamError | None = None) -> None:
         """Go by the app, from the start; with `error`: past this lane."""
         if error is not None:
-            self._cycle.scope["extensions"][FAILED] = (self._lane, error)  # type: ignore[assignment]
+            self._cycle.scope["extensions"][FAILED] = (self._lane, error)  # type: ignore[assignment]  # ours, beside ASGI's
         self._go_back()
         self._let_go()
         self._cycle.message_event.set()

@@ -120,7 +120,7 @@ class Proxy:
             await self._elsewhere(scope, again(call.whole, receive), send)
         except ApiError as error:
             await wire.send_error(send, error, call.id)
-        except ClientGone:
+        except ClientGone:  # nobody is there to be told
             pass
         except asyncio.CancelledError:
             if not call.gone:

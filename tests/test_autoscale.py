@@ -140,7 +140,7 @@ def test_seconds_without_data_are_left_out_of_the_mean() -> None:
 
 def test_less_is_wanted_only_after_the_delay() -> None:
     busy = after((120, 3.0), ready=3, delay_s=100.0)
-    assert after((59 + 99, 0.0), ready=3, old=busy, delay_s=100.0).desired > 0  # type: ignore[operator]
+    assert after((59 + 99, 0.0), ready=3, old=busy, delay_s=100.0).desired > 0  # type: ignore[operator]  # not None here
     assert after((60 + 100, 0.0), ready=3, old=busy, delay_s=100.0).desired == 0
 
 

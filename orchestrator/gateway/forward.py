@@ -75,7 +75,7 @@ class Forward:
             await wire.send_error(send, error, self._request_id())
         except _CutOff:
             connection.abort()
-        except ClientGone:
+        except ClientGone:  # nobody is there to be told
             pass
         except asyncio.CancelledError:
             if not gone:

@@ -195,7 +195,7 @@ class Gateway:
     async def _tell(self) -> None:
         """Report every `REPORT_S`, and at once when there is news."""
         while True:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # no news: a report is due
                 async with asyncio.timeout(REPORT_S):
                     await self._news.wait()
             self._news.clear()
@@ -215,7 +215,7 @@ class Gateway:
 
     async def _farewell(self) -> None:
         """Tell what is left to tell, if the controller is there."""
-        with contextlib.suppress(ControllerRefuses):
+        with contextlib.suppress(ControllerRefuses):  # it takes nothing from us any more
             for _ in range(FAREWELLS_MAX):
                 if await self._told(last=True):
                     return

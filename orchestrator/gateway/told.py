@@ -38,6 +38,6 @@ def settings_of(said: Mapping[str, Mapping[str, Any]], *, host: str, port: int) 
     """A gateway's settings. Raises `ConfigError` where the controller is of another version."""
     server = {**said.get("server", {}), "host": host, "port": port}
     try:
-        return Settings(**{**said, "server": server})  # type: ignore[arg-type]
+        return Settings(**{**said, "server": server})  # type: ignore[arg-type]  # it is checked here
     except ValidationError as error:
         raise ConfigError(f"the controller is of another version: {error}") from None

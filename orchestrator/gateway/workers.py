@@ -67,7 +67,7 @@ class Workers:
         """Take no more connections, and wait for what was accepted."""
         self._closing = True
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 process.send_signal(signal.SIGTERM)
         for listener in self._listeners:
             listener.close()

@@ -139,7 +139,7 @@ class Traces:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def end() -> None:
-            self._processor.shutdown()  # type: ignore[no-untyped-call]
+            self._processor.shutdown()  # type: ignore[no-untyped-call]  # the SDK's
             with contextlib.suppress(RuntimeError):  # nobody waits any more
                 loop.call_soon_threadsafe(ended.set)
 

@@ -234,7 +234,7 @@ def table(*ways: Way) -> Table:
 
 
 def way(replica: str, host: str, **more: int) -> Way:
-    return Way(replica=replica, host=host, port=80, authority=host, **more)  # type: ignore[arg-type]
+    return Way(replica=replica, host=host, port=80, authority=host, **more)  # type: ignore[arg-type]  # as the tests give it
 
 
 def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:

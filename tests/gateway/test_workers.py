@@ -233,7 +233,7 @@ def test_replacing_an_engine_under_load_loses_nothing(tmp_path: Path) -> None:
                 (tmp_path / "orchestrator.toml").write_text(HEAD + table(round_))
                 until(lambda: running.log().count('"launched"') == round_ + 1)  # noqa: B023 - asked at once
                 goal = len(statuses) + 100
-                until(lambda: len(statuses) > goal)  # noqa: B023
+                until(lambda: len(statuses) > goal)  # noqa: B023 - asked at once
             done.set()
         for one in asked:
             one.result()

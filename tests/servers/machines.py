@@ -34,7 +34,7 @@ class Machine:
         return process
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1):  # not yet
             return True
         return False
 

@@ -26,7 +26,7 @@ TIMEOUTS = Timeouts(connect_timeout_s=1, first_byte_timeout_s=1, stream_idle_tim
 
 def server(phase: Phase = Phase.STARTING, endpoint: Endpoint = ONE, id: str = "s", **more: object) -> Server:
     base: dict[str, object] = {"phase_at": 0.0, "created_at": 0.0, "due_at": 0.0, "address": endpoint.host}
-    return Server(id=id, model="m", endpoint=endpoint, phase=phase, **{**base, **more})  # type: ignore[arg-type]
+    return Server(id=id, model="m", endpoint=endpoint, phase=phase, **{**base, **more})  # type: ignore[arg-type]  # the same
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Ours:
             target_concurrency=TARGET,
             drain_timeout_s=600.0,  # nothing is cut, as under Knative
         )
-        self.models = {"m": replace(base, **settings)}  # type: ignore[arg-type]
+        self.models = {"m": replace(base, **settings)}  # type: ignore[arg-type]  # names of its fields
 
     def run(self, name: str, seconds: int = DAY_S) -> Result:
         """So much of the day."""
