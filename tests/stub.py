@@ -45,7 +45,43 @@ def vllm_cache(folder: Path) -> Path:
     return folder
 
 
-class Service:
+class Running:
+    """A command of ours that serves; whoever inherits starts it."""
+
+    process: subprocess.Popen[bytes]
+    errors: Path
+    """Where its stderr goes."""
+    url: str
+
+    def listening(self) -> str:
+        """Its URL, once it answers."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode().strip()
+        assert line.startswith("listening on "), self.log()
+        return line.removeprefix("listening on ")
+
+    def client(self, **headers: str) -> httpx.Client:
+        """A client of its own."""
+        return httpx.Client(base_url=self.url, timeout=WAIT_S, headers=headers)
+
+    def log(self) -> str:
+        """What it wrote on stderr."""
+        return self.errors.read_text("utf-8", "replace")
+
+    def end(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.process.terminate()
+        return self.process.wait(WAIT_S)
+
+    def close(self) -> None:
+        """End it by whatever means."""
+        self.process.kill()
+        self.process.wait(WAIT_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+class Service(Running):
     """A running ``orchestrator serve`` in a folder of its own."""
 
     port = 0
@@ -57,18 +93,12 @@ class Service:
         self.errors = folder / "service.log"
         self._environ = {**os.environ, **environ}
         self.process = self._spawn()
-        self.url = self._listening()
+        self.url = self.listening()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         argv = (sys.executable, "-m", "orchestrator", "serve", "--port", str(self.port))
         with self.errors.open("ab") as log:
             return subprocess.Popen(argv, cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=log)
-
-    def _listening(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode().strip()
-        assert line.startswith("listening on "), self.log()
-        return line.removeprefix("listening on ")
 
     def restart(self, **environ: str) -> None:
         """Start anew on the same folder; the old process must have ended."""
@@ -77,11 +107,7 @@ class Service:
         self._environ.pop("CRASH_AT", None)
         self._environ.update(environ)
         self.process = self._spawn()
-        self.url = self._listening()
-
-    def client(self, **headers: str) -> httpx.Client:
-        """A client of its own."""
-        return httpx.Client(base_url=self.url, timeout=WAIT_S, headers=headers)
+        self.url = self.listening()
 
     def model(self, name: str) -> dict[str, Any]:
         """The control API's view of a model."""
@@ -92,10 +118,6 @@ class Service:
     def phase(self, name: str) -> str:
         """The model's phase."""
         return str(self.model(name)["phase"])
-
-    def log(self) -> str:
-        """What it wrote on stderr."""
-        return self.errors.read_text("utf-8", "replace")
 
     def engines(self) -> list[int]:
         """The pids of living engines that it started."""
@@ -109,17 +131,9 @@ class Service:
                     found.append(process.pid)
         return found
 
-    def end(self) -> int:
-        """SIGTERM, and its exit code."""
-        self.process.terminate()
-        return self.process.wait(WAIT_S)
-
     def close(self) -> None:
         """End it by whatever means, engines too."""
-        self.process.kill()
-        self.process.wait(WAIT_S)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        super().close()
         for pid in self.engines():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(os.getpgid(pid), 9)  # vLLM's own children hide their environment

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from tests.stub import WAIT_S, Service, until
+from tests.stub import Running, Service, until
 
 
-class Door:
+class Door(Running):
     """A running ``orchestrator gateway``."""
 
     def __init__(self, folder: Path, controller: str, *, port: int = 0, key: str = "") -> None:
@@ -29,30 +27,7 @@ class Door:
 
     def wait(self) -> None:
         """Until it answers."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode().strip()
-        assert line.startswith("listening on "), self.log()
-        self.url = line.removeprefix("listening on ")
-
-    def client(self, **headers: str) -> httpx.Client:
-        """A client of its own."""
-        return httpx.Client(base_url=self.url, timeout=WAIT_S, headers=headers)
-
-    def log(self) -> str:
-        """What it wrote on stderr."""
-        return self.errors.read_text("utf-8", "replace")
-
-    def end(self) -> int:
-        """SIGTERM, and its exit code."""
-        self.process.terminate()
-        return self.process.wait(WAIT_S)
-
-    def close(self) -> None:
-        """End it by whatever means."""
-        self.process.kill()
-        self.process.wait(WAIT_S)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.url = self.listening()
 
 
 @contextlib.contextmanager
