@@ -185,10 +185,10 @@ def _own(tree: psutil.Process) -> list[psutil.Process]:
     return [tree, *(child for child in tree.children(recursive=True) if str(ENGINE) not in child.cmdline())]
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of a loopback address that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 

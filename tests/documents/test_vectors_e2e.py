@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.subjects import free_port
 from tests.documents.served import served
 from tests.stub import STUB, model_table, posted, until
 
@@ -61,13 +61,6 @@ def ingest_check(client: httpx.Client) -> Mapping[str, Any]:
     """What ``/health`` says of the reading of documents."""
     checks: Mapping[str, Mapping[str, Any]] = client.get("/health").json()["checks"]
     return checks["ingest"]
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from bench.prefix import told
 from orchestrator.config import cache_dir
 from orchestrator.demo.engine import prepare_engine
 from orchestrator.demo.weights import MODEL, prepare_weights
@@ -119,11 +120,6 @@ def counted(running: Service) -> tuple[tuple[int, int], tuple[int, int]]:
         rows = client.get("/api/usage").json()["data"]
     ours = (sum(row["prompt_tokens"] for row in rows), sum(row["completion_tokens"] for row in rows))
     return ours, (told(page, "vllm:prompt_tokens_total"), told(page, "vllm:generation_tokens_total"))
-
-
-def told(page: str, name: str) -> int:
-    """The sum of a metric."""
-    return int(sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(name + "{")))
 
 
 def difference(before: Any, after: Any) -> list[tuple[int, int]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.subjects import free_port
 from tests.stub import Running, Service, until
 
 
@@ -46,9 +46,7 @@ class Controller(Service):
     """A service that listens on the same port at each start."""
 
     def __init__(self, folder: Path, config: str, **environ: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         super().__init__(folder, config, **environ)
 
 

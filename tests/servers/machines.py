@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from bench.subjects import free_port
 from tests.stub import STUB, until
 
 
@@ -57,13 +58,6 @@ def machines(*options: tuple[str, ...]) -> Iterator[list[Machine]]:
     finally:
         for machine in running:
             machine.kill()
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def static_table(name: str, *endpoints: str, **settings: Any) -> str:
